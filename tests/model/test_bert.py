@@ -1,0 +1,250 @@
+"""The BERT layer against a NumPy BERT written here, its loading, and its bulk use."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import tensorflow as tf
+
+from tfrec_attn.model import bert as bert_lib
+
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 31,
+    "hidden_size": 6,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 11,
+    "max_position_embeddings": 13,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
+IDS = np.array(
+    [[2, 7, 9, 30, 5, 3, 0, 0], [2, 3, 0, 0, 0, 0, 0, 0], [2, 8, 8, 3, 0, 0, 0, 0]]
+)
+
+
+def random_weights():
+    """Under PyTorch's names: what a checkpoint of the hub holds."""
+    rng = np.random.default_rng(3)
+    make = lambda *shape: rng.normal(0, 0.7, shape).astype(np.float32)
+    d, wide = CONFIG["hidden_size"], CONFIG["intermediate_size"]
+    e = "embeddings"
+    weights = {
+        f"{e}.word_embeddings.weight": make(CONFIG["vocab_size"], d),
+        f"{e}.position_embeddings.weight": make(CONFIG["max_position_embeddings"], d),
+        f"{e}.token_type_embeddings.weight": make(2, d),
+        f"{e}.LayerNorm.weight": make(d),
+        f"{e}.LayerNorm.bias": make(d),
+    }
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for name, rows, columns in [
+            ("attention.self.query", d, d),
+            ("attention.self.key", d, d),
+            ("attention.self.value", d, d),
+            ("attention.output.dense", d, d),
+            ("intermediate.dense", wide, d),
+            ("output.dense", d, wide),
+        ]:
+            weights[f"encoder.layer.{layer}.{name}.weight"] = make(rows, columns)
+            weights[f"encoder.layer.{layer}.{name}.bias"] = make(rows)
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            weights[f"encoder.layer.{layer}.{name}.weight"] = make(d)
+            weights[f"encoder.layer.{layer}.{name}.bias"] = make(d)
+    return weights
+
+
+def write_folder(path, weights, **config):
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    safetensors.numpy.save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "bert", random_weights())
+
+
+def reference(weights, ids):
+    """One text without padding, from the paper (arXiv:1810.04805)."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        scale = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    dense = lambda x, name: x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+    gelu = lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    tables = [f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position")]
+    x = w[tables[0]][ids] + w[tables[1]][: len(ids)]
+    x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    for layer in range(CONFIG["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}"
+        q, k, v = (dense(x, f"{at}.attention.self.{n}") for n in ("query", "key", "value"))
+        seen = []
+        for part in np.split(
+            np.arange(CONFIG["hidden_size"]), CONFIG["num_attention_heads"]
+        ):
+            weight = np.exp(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+            seen.append(weight / weight.sum(-1, keepdims=True) @ v[:, part])
+        attended = dense(np.concatenate(seen, -1), f"{at}.attention.output.dense")
+        x = norm(x + attended, f"{at}.attention.output.LayerNorm")
+        hidden = dense(gelu(dense(x, f"{at}.intermediate.dense")), f"{at}.output.dense")
+        x = norm(x + hidden, f"{at}.output.LayerNorm")
+    return x
+
+
+def test_matches_numpy_and_padding_does_not_count(folder):
+    bert = bert_lib.load(folder)
+    hidden = bert(IDS).numpy()
+    for row, got in zip(IDS, hidden, strict=True):
+        real = row[row != 0]
+        np.testing.assert_allclose(
+            got[: len(real)], reference(random_weights(), real), rtol=1e-4, atol=1e-4
+        )
+    assert hidden.dtype == np.float32
+    assert (bert.width, bert.max_length, bert.vocab_size, bert.pad_id) == (6, 13, 31, 0)
+
+
+def test_reads_its_own_formats(folder, tmp_path):
+    bert = bert_lib.load(folder)
+    for name, safe in (("model.safetensors", True), ("tf_model.h5", False)):
+        saved = tmp_path / name.replace(".", "_")
+        bert.model.save_pretrained(saved, safe_serialization=safe)
+        assert (saved / name).exists()
+        np.testing.assert_array_equal(bert_lib.load(saved)(IDS), bert(IDS))
+
+
+def test_says_nothing_of_a_head_and_something_of_the_rest(tmp_path, capfd, caplog):
+    weights = {f"bert.{name}": value for name, value in random_weights().items()}
+    weights["bert.pooler.dense.weight"] = np.ones((6, 6), np.float32)
+    weights["cls.predictions.bias"] = np.ones(31, np.float32)
+    folder = write_folder(tmp_path / "bert", weights)
+    with caplog.at_level(logging.INFO):
+        bert_lib.load(folder)
+    assert (caplog.text, capfd.readouterr()) == ("", ("", ""))
+    weights["bert.encoder.layer.2.output.dense.bias"] = np.ones(6, np.float32)
+    with caplog.at_level(logging.INFO):
+        bert_lib.load(write_folder(folder, weights))
+    assert "no place for: ['bert.encoder.layer.2.output.dense.bias']" in caplog.text
+
+
+def test_a_missing_weight_is_never_random(tmp_path):
+    weights = random_weights()
+    del weights["encoder.layer.1.output.dense.bias"]
+    with pytest.raises(
+        ValueError,
+        match=r"every weight.*: 1 are missing, as encoder.layer.1.output.dense.bias",
+    ):
+        bert_lib.load(write_folder(tmp_path / "bert", weights))
+
+
+def test_a_weight_of_another_shape_is_an_error(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"word_embeddings.* must have the shape \(37, 6\) .*got \(31, 6\)"
+    ):
+        bert_lib.load(write_folder(tmp_path / "bert", random_weights(), vocab_size=37))
+
+
+def test_folders_that_hold_no_bert_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json not found: a BERT folder holds"):
+        bert_lib.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="model_type must be 'bert': got 'gpt2'"):
+        bert_lib.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"tf_model.h5: got .*'pytorch_model.bin'"):
+        bert_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_frozen_means_no_gradient_and_no_dropout(folder, trainable):
+    bert = bert_lib.load(folder, trainable=trainable)
+    assert len(bert.trainable_variables) == (37 if trainable else 0)
+    assert len(bert.variables) == 37
+    drops = np.abs(bert(IDS, training=True) - bert(IDS)).max() > 0.1
+    assert drops == trainable
+
+
+def test_more_ids_than_positions_is_an_error(folder):
+    bert = bert_lib.load(folder)
+    assert bert(np.ones((1, 13), np.int32)).shape == (1, 13, 6)
+    with pytest.raises(
+        ValueError, match=r"positions for 13 ids a text: got 14. Lower max_length"
+    ):
+        bert(np.ones((1, 14), np.int32))
+    with pytest.raises(ValueError, match="positions for 13 ids a text: got 14"):
+        bert_lib.encode(bert, np.ones((1, 14), np.int32))
+
+
+def many_ids():
+    rng = np.random.default_rng(5)
+    ids = rng.integers(4, 31, (23, 12)) * (np.arange(12) < rng.integers(2, 11, (23, 1)))
+    ids[17] = ids[4]
+    return ids
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_encode_does_not_depend_on_the_batch(folder, batch_size):
+    bert = bert_lib.load(folder)
+    ids, ready = many_ids(), []
+    hidden = bert_lib.encode(bert, ids, batch_size=batch_size, progress=ready.append)
+    assert hidden.dtype == np.float32
+    assert sum(ready) == 23
+    for row, got in zip(ids, hidden, strict=True):
+        real = row[row != 0]
+        np.testing.assert_allclose(got[: len(real)], bert(real[None])[0], atol=1e-5)
+        assert not got[len(real) :].any()
+
+
+def test_encode_cuts_each_batch_to_its_longest_and_skips_repeats(folder):
+    bert = bert_lib.load(folder)
+    ids, seen = many_ids(), []
+    layer = lambda batch: tf.numpy_function(
+        lambda b: seen.append(b.shape) or b, [batch], tf.int32
+    )
+
+    class Spy:
+        pad_id, width, max_length = 0, 6, 13
+
+        def __call__(self, batch):
+            hidden = bert(batch)
+            with tf.control_dependencies([layer(batch)]):
+                return tf.identity(hidden)
+
+    bert_lib.encode(Spy(), ids, batch_size=4)
+    lengths = np.sort((np.unique(ids, axis=0) != 0).sum(1))
+    assert len(lengths) == 22
+    assert seen == [(len(part), part[-1]) for part in np.split(lengths, range(4, 22, 4))]
+
+
+def test_encode_in_half_precision_and_of_nothing(folder):
+    bert = bert_lib.load(folder)
+    half = bert_lib.encode(bert, IDS, dtype=np.float16)
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half, bert_lib.encode(bert, IDS), atol=2e-3, rtol=1e-3)
+    assert bert_lib.encode(bert, IDS[:0]).shape == (0, 8, 6)
+    only_padding = bert_lib.encode(bert, np.zeros((1, 3), np.int32))
+    np.testing.assert_array_equal(only_padding, np.zeros((1, 3, 6)))
+
+
+def test_lives_in_a_saved_model(folder, tmp_path):
+    class Served(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.bert = bert_lib.load(folder)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
+        def hidden(self, ids):
+            return self.bert(ids)
+
+    served = Served()
+    tf.saved_model.save(served, tmp_path / "saved")
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.hidden(IDS), served.bert(IDS), atol=1e-6)

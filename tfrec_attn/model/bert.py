@@ -1,0 +1,195 @@
+"""A BERT checkpoint as a layer from token ids to hidden states, and its bulk use.
+
+The only module that imports transformers. Letters: B texts, m token ids a text, d width.
+"""
+
+import contextlib
+import logging
+import pathlib
+import re
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+import transformers
+
+_log = logging.getLogger(__name__)
+
+# What transformers says of every checkpoint, good or bad, where `_check_weights` tells them
+# apart.
+_KNOWN_MESSAGES = (
+    "TensorFlow and JAX classes are deprecated",
+    "Some weights of the PyTorch model were not used",
+    "Some weights or buffers of the TF 2.0 model TFBertModel were not initialized",
+    "Some weights of TFBertModel were not initialized",
+    "Some layers of TFBertModel were not initialized",
+    "All PyTorch model weights were used",
+    "All the weights of TFBertModel were initialized",
+    "Some layers from the model checkpoint at",
+    "All model checkpoint layers were used",
+    "All the layers of TFBertModel were initialized",
+)
+_UNUSED_HEADS = re.compile(r"pooler|position_ids|^cls\.|/cls/|nsp___cls|mlm___cls")
+
+
+class Bert(tf_keras.layers.Layer):
+    """Hidden states of a BERT without its pooler.
+
+    Call it with `[B, m]` ids padded with `pad_id`; padding is masked from attention, and
+    what stands at padded positions of the `[B, m, d]` float32 result is meaningless.
+
+    Attributes:
+      model: The `TFBertModel` inside.
+      width: d.
+      max_length: Longest row of ids that the checkpoint has positions for.
+      vocab_size: Ids are below it.
+      pad_id: Id that is not a token.
+    """
+
+    def __init__(self, model, *, trainable=False):
+        super().__init__(name="bert", trainable=trainable)
+        self.model = model
+        self.model.trainable = trainable
+        self.width = model.config.hidden_size
+        self.max_length = model.config.max_position_embeddings
+        self.vocab_size = model.config.vocab_size
+        self.pad_id = model.config.pad_token_id
+
+    def call(self, ids, training=False):
+        if ids.shape[1] is not None:
+            _check_length(ids.shape[1], self.max_length)
+        # A frozen BERT has no dropout either, whatever trains above it.
+        hidden = self.model(
+            input_ids=ids,
+            attention_mask=tf.cast(ids != self.pad_id, tf.int32),
+            training=training and self.trainable,
+        ).last_hidden_state
+        return tf.cast(hidden, tf.float32)
+
+
+def _check_length(length, limit):
+    if length > limit:
+        raise ValueError(
+            f"This BERT has positions for {limit} ids a text: got {length}. "
+            f"Lower max_length of the tokenizer to {limit}."
+        )
+
+
+def load(folder, *, trainable=False):
+    """Reads a BERT folder: `config.json` with `model.safetensors` or `tf_model.h5`.
+
+    Safetensors written by PyTorch are read without torch. Every weight must come from the
+    file: what is missing or of another shape is a ValueError, never a random start.
+
+    Args:
+      folder: As `save_pretrained` writes it.
+      trainable: False freezes the weights and leaves dropout off.
+    """
+    folder = pathlib.Path(folder)
+    _check_files(folder)
+    with _without_known_messages():
+        model, info = transformers.TFBertModel.from_pretrained(
+            str(folder),
+            add_pooling_layer=False,
+            local_files_only=True,
+            # Its own check fails while raising; `_check_weights` does it.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    _check_weights(folder, info)
+    return Bert(model, trainable=trainable)
+
+
+def _check_files(folder):
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{path} not found: a BERT folder holds config.json, vocab.txt and the weights "
+            "as model.safetensors or tf_model.h5. Check the path."
+        )
+    config = transformers.PretrainedConfig.get_config_dict(folder)[0]
+    if config.get("model_type") != "bert":
+        raise ValueError(
+            f"{path}: model_type must be 'bert': got {config.get('model_type')!r}. "
+            "Choose a BERT checkpoint."
+        )
+    names = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
+    if not any((folder / name).exists() for name in names):
+        raise ValueError(
+            f"{folder}: the weights must be model.safetensors or tf_model.h5: got "
+            f"{sorted(p.name for p in folder.iterdir())}. Convert others with "
+            "transformers' save_pretrained(folder, safe_serialization=True)."
+        )
+
+
+def _check_weights(folder, info):
+    missing = info["missing_keys"]
+    if missing:
+        raise ValueError(
+            f"{folder}: every weight of the BERT must be in the file: "
+            f"{len(missing)} are missing, as {missing[0]}. "
+            "Check that config.json belongs to the weights."
+        )
+    if info["mismatched_keys"]:
+        name, found, needed = info["mismatched_keys"][0]
+        raise ValueError(
+            f"{folder}: {name} must have the shape {tuple(needed)} by config.json: "
+            f"got {tuple(found)}. Check that config.json belongs to the weights."
+        )
+    leftover = [key for key in info["unexpected_keys"] if not _UNUSED_HEADS.search(key)]
+    if leftover:
+        _log.warning("%s: weights that a BERT has no place for: %s", folder, leftover)
+
+
+@contextlib.contextmanager
+def _without_known_messages():
+    def unknown(record):
+        return not record.getMessage().startswith(_KNOWN_MESSAGES)
+
+    names = ("modeling_tf_utils", "modeling_tf_pytorch_utils")
+    loggers = [logging.getLogger(f"transformers.{name}") for name in names]
+    for logger in loggers:
+        logger.addFilter(unknown)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(unknown)
+
+
+def encode(bert, ids, *, batch_size=64, dtype=np.float32, progress=None):
+    """Hidden states of many texts, in bulk and without training.
+
+    Texts are taken by length and each batch is cut to its longest, so padding costs
+    little; equal rows are computed once.
+
+    Args:
+      bert: From `load`.
+      ids: `[N, m]` integers on the host, padded behind with `bert.pad_id`.
+      batch_size: Texts a step.
+      dtype: Of the result; np.float16 halves the memory.
+      progress: Called with the number of texts done since its last call.
+
+    Returns:
+      `[N, m, d]` array, zero at padded positions.
+    """
+    ids = np.asarray(ids, np.int32)
+    _, first, row_of = np.unique(ids, axis=0, return_index=True, return_inverse=True)
+    original = first[row_of.reshape(-1)]
+    lengths = (ids != bert.pad_id).sum(axis=1)
+    _check_length(lengths.max(initial=0), bert.max_length)
+    hidden = np.zeros((*ids.shape, bert.width), dtype)
+    step = tf.function(bert, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+    order = first[np.argsort(lengths[first], kind="stable")]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = ids[rows, : lengths[rows[-1]]]
+        real = (batch != bert.pad_id)[..., None]
+        hidden[rows, : batch.shape[1]] = step(batch).numpy() * real
+        if progress is not None:
+            progress(len(rows))
+    repeated = np.flatnonzero(original != np.arange(len(ids)))
+    hidden[repeated] = hidden[original[repeated]]
+    if progress is not None and len(repeated):
+        progress(len(repeated))
+    return hidden
