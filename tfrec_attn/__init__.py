@@ -3,12 +3,39 @@
 tables → examples → catalog → tokens → towers → scorer → training → index → SavedModel:
 `data` reads tables into tensors, `model` holds the weights, `fit` trains them, `serve`
 turns a trained model into answers. A module imports only from those before it.
+
+Importing the package loads neither TensorFlow nor polars; a name below loads its module
+on first use.
 """
 
-import os
+import importlib
 
-# TFRS and transformers' TensorFlow classes need Keras 2 under `tf.keras`; TensorFlow reads
-# this switch once, when it is first imported.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+from tfrec_attn import keras_binding
+
+# TFRS and transformers' TensorFlow classes need Keras 2 under `tf.keras`, and TensorFlow
+# reads this switch when it is first imported.
+keras_binding.switch_on()
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "LABELS": "labels",
+    "backbone": "assets",
+    "fetch": "assets",
+    "movielens_100k": "data.sources",
+    "require_legacy_keras": "keras_binding",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfrec_attn' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"tfrec_attn.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,28 @@
+"""Toy models on disk and live servers over them, once a session."""
+
+import pytest
+import toys
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A model folder with version 1 of the toy."""
+    base = tmp_path_factory.mktemp("models") / "toy"
+    toys.save_toy(base / "1")
+    return base
+
+
+@pytest.fixture(scope="session")
+def toy_live(toy):
+    """A running server over the toy."""
+    with toys.live(toy, "toy") as (running, _):
+        yield running
+
+
+@pytest.fixture(scope="session")
+def recommender_live(tmp_path_factory):
+    """A running server over the fake recommender."""
+    base = tmp_path_factory.mktemp("models") / "movielens"
+    toys.save_recommender(base / "1")
+    with toys.live(base, "movielens") as (running, _):
+        yield running

@@ -1,0 +1,222 @@
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import toys
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    regression_pb2,
+)
+
+from tfrec_attn.serve import __main__ as command
+from tfrec_attn.serve import tensors
+
+
+def request(signature="", a=2.0, b=5.0):
+    made = predict_pb2.PredictRequest()
+    made.model_spec.name = "toy"
+    made.model_spec.signature_name = signature
+    tensors.write(np.array([a], np.float32), made.inputs["a"], packed=False)
+    tensors.write(np.array([b], np.float32), made.inputs["b"], packed=False)
+    return made
+
+
+@pytest.fixture
+def channel(toy_live):
+    with grpc.insecure_channel(f"127.0.0.1:{toy_live.grpc_port}") as opened:
+        yield opened
+
+
+def test_the_official_stubs_are_answered(channel):
+    predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    answer = predictions.Predict(request(), timeout=5)
+    assert list(answer.outputs["product"].float_val) == [10.0]
+    asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    asked.model_spec.name = "toy"
+    assert "signature_def" in predictions.GetModelMetadata(asked, timeout=5).metadata
+    status = get_model_status_pb2.GetModelStatusRequest()
+    status.model_spec.name = "toy"
+    models = model_service_pb2_grpc.ModelServiceStub(channel)
+    (version,) = models.GetModelStatus(status, timeout=5).model_version_status
+    assert version.version == 1
+
+
+def test_mistakes_arrive_as_statuses(channel):
+    predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    with pytest.raises(grpc.RpcError, match='key \\\\"x\\\\" not found') as caught:
+        predictions.Predict(request("x"), timeout=5)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.RpcError) as caught:
+        predictions.Regress(regression_pb2.RegressionRequest(), timeout=5)
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_message_past_the_usual_limit_of_4_mb(channel):
+    many = np.ones(2_000_003, np.float32)
+    made = predict_pb2.PredictRequest()
+    made.model_spec.name = "toy"
+    made.model_spec.signature_name = "total"
+    tensors.write(many, made.inputs["a"], packed=True)
+    predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+    answer = predictions.Predict(made, timeout=5)
+    assert list(answer.outputs["total"].float_val) == [2_000_003.0]
+
+
+def test_rest_over_http(toy_live):
+    base = f"http://127.0.0.1:{toy_live.rest_port}/v1/models"
+    good = httpx.post(f"{base}/toy:predict", json={"instances": [{"a": 2, "b": 5}]})
+    assert (good.status_code, good.json()) == (200, {"predictions": [10.0]})
+    assert good.headers["content-type"] == "application/json"
+    assert good.headers["server"] == "tfrec_attn.serve"
+    wrong = httpx.post(f"{base}/toy:predict", content=b"{")
+    assert (wrong.status_code, list(wrong.json())) == (400, ["error"])
+    assert wrong.headers["content-type"] == "application/json"
+    assert httpx.get(f"{base}/toy?x=1").status_code == 200
+    assert httpx.put(f"{base}/toy").status_code == 400
+    assert httpx.get(base.removesuffix("/v1/models")).status_code == 404
+
+
+def test_health_follows_the_models(tmp_path):
+    with toys.live(tmp_path, "toy") as (running, models):
+        with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            check = lambda: stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+            assert check() == health_pb2.HealthCheckResponse.NOT_SERVING
+            toys.save_toy(tmp_path / "1")
+            models.poll()
+            running.set_ready(models.ready)
+            assert check() == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_versions_are_swapped_under_load_without_a_failed_or_mixed_answer(tmp_path):
+    """Version v multiplies by v: an answer must fit the version that it names."""
+    toys.save_toy(tmp_path / "1", factor=1)
+    for version in (2, 3):
+        toys.save_toy(tmp_path / f"later-{version}", factor=version)
+    with toys.live(tmp_path, "toy") as (running, models):
+        wrong, seen, stop = [], set(), threading.Event()
+
+        def over_grpc():
+            with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
+                stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+                while not stop.is_set():
+                    answer = stub.Predict(request(), timeout=5)
+                    version = answer.model_spec.version.value
+                    seen.add(version)
+                    if list(answer.outputs["product"].float_val) != [10.0 * version]:
+                        wrong.append(answer)
+
+        def over_rest():
+            url = f"http://127.0.0.1:{running.rest_port}/v1/models/toy:predict"
+            body = {"instances": [{"a": 2, "b": 5}]}
+            with httpx.Client() as client:
+                while not stop.is_set():
+                    answer = client.post(url, json=body)
+                    if answer.json()["predictions"][0] not in (10.0, 20.0, 30.0):
+                        wrong.append(answer)
+
+        def guarded(work):
+            try:
+                work()
+            except Exception as error:
+                wrong.append(error)
+
+        threads = [
+            threading.Thread(target=guarded, args=(work,))
+            for work in (over_grpc, over_rest) * 2
+        ]
+        for thread in threads:
+            thread.start()
+        for version in (2, 3):
+            (tmp_path / f"later-{version}").rename(tmp_path / f"{version}")
+            models.poll()
+            stop.wait(0.3)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert 3 in seen
+
+
+@pytest.mark.parametrize("which", ["gRPC", "REST"])
+def test_a_busy_port_is_one_line_and_status_2(which, toy, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ports = {"gRPC": [port, "0"], "REST": ["0", port]}[which]
+        flags = [
+            "--model_base_path",
+            str(toy),
+            "--port",
+            ports[0],
+            "--rest_api_port",
+            ports[1],
+        ]
+        assert command.main(flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"tfrec_attn.serve: cannot serve {which} on 127.0.0.1:{port}: ")
+
+
+def test_a_wrong_path_is_one_line_and_status_2(tmp_path, toy, capsys):
+    assert command.main(["--model_base_path", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert "none is none. Export a model first" in error
+    assert error.count("\n") == 1
+    assert command.main(["--model_base_path", str(toy / "1")]) == 2
+    assert f"Give its parent: --model_base_path {toy}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flag", ["--enable_batching", "--model_config_file=x", "--rest_api"]
+)
+def test_a_flag_that_is_not_served_is_refused(flag, toy, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--model_base_path", str(toy), flag])
+    assert caught.value.code == 2
+    assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
+def test_the_command_from_start_to_sigterm(toy):
+    """Free ports are printed, version and name found; SIGTERM ends it with status 0."""
+    flags = [f"--model_base_path={toy}", "--port=0", "--rest_api_port=0"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfrec_attn.serve", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
+    try:
+        line = process.stdout.readline()
+        found = re.fullmatch(r"tfrec_attn.serve: gRPC on (.+), REST on (http://.+)\n", line)
+        body = {"inputs": {"a": [2], "b": [5]}}
+        url = f"{found[2]}/v1/models/toy:predict"
+        transport = httpx.HTTPTransport(retries=0)
+        with httpx.Client(transport=transport) as client:
+            for _ in range(100):
+                answer = client.post(url, content=json.dumps(body))
+                if answer.status_code != 404:
+                    break
+                threading.Event().wait(0.1)
+        assert answer.json() == {"outputs": [10.0]}
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "model toy version 1 ready" in log
+    assert "Traceback" not in log
+    assert "TF Serving" not in log

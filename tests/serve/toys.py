@@ -1,0 +1,154 @@
+"""Toy SavedModels whose every answer can be said by heart, and live servers over them."""
+
+import contextlib
+import pathlib
+
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from tfrec_attn.serve import model_server, server
+
+
+def spec(dtype, *shape):
+    return lambda name: tf.TensorSpec(shape, dtype, name=name)
+
+
+def signature(function, **inputs):
+    named = {name: make(name) for name, make in inputs.items()}
+    return tf.function(function).get_concrete_function(**named)
+
+
+FLOATS = spec(tf.float32, None)
+TEXTS = spec(tf.string, None)
+TEXT_ROWS = spec(tf.string, None, None)
+
+
+def save_toy(path: pathlib.Path, factor: float = 1.0) -> None:
+    """`factor * a * b`, and one signature for each thing that can be said in an answer."""
+    module = tf.Module()
+    module.factor = tf.Variable(factor)
+    product = lambda a, b: module.factor * a * b
+    signatures = {
+        "serving_default": signature(
+            lambda b, a: {"product": product(a, b)}, b=FLOATS, a=FLOATS
+        ),
+        "several": signature(
+            # In the order z, a: neither the sorted one of inputs nor of outputs.
+            lambda z, a: {"z_less_a": z - a, "a": a, "count": tf.size(a)[None] + [0, 0]},
+            z=FLOATS,
+            a=FLOATS,
+        ),
+        "total": signature(lambda a: {"total": tf.reduce_sum(a)}, a=FLOATS),
+        "texts": signature(
+            lambda text: {"upper": tf.strings.upper(text), "raw_bytes": text}, text=TEXTS
+        ),
+        "joined": signature(
+            lambda text: {"joined": tf.strings.reduce_join(text)}, text=TEXTS
+        ),
+        "whole": signature(
+            lambda n, flag: {"next": n + 1, "not": ~flag},
+            n=spec(tf.int64, None),
+            flag=spec(tf.bool, None),
+        ),
+        "thirds": signature(lambda a: {"rows": tf.reshape(a, [-1, 3])}, a=FLOATS),
+    }
+    tf.saved_model.save(module, str(path), signatures=signatures)
+
+
+ITEMS = tuple(f"i{n}" for n in range(7))
+
+
+def save_recommender(path: pathlib.Path) -> None:
+    """Seven items i0…i6 that score 7…1, plus the user's age, plus 100 if a time is given.
+
+    Only user "1" is known; a history of more than 3 is truncated.
+    """
+    items = tf.constant(ITEMS)
+    base = tf.range(7.0, 0.0, -1.0)
+
+    def among(rows):
+        return tf.reduce_any(rows[:, :, None] == items[None, None, :], axis=1)
+
+    def bonus(age, time):
+        years = tf.strings.to_number(tf.where(age == "", "0", age))
+        return years + tf.where(time > 0, 100.0, 0.0)
+
+    def recommend(
+        user_id,
+        user_age,
+        history,
+        history_feedback,
+        history_time,
+        time,
+        k,
+        exclude,
+        candidates,
+    ):
+        allowed = ~(among(history) | among(exclude))
+        free = tf.reduce_all(candidates == "", axis=1, keepdims=True)
+        allowed &= free | among(candidates)
+        scores = tf.where(allowed, base + bonus(user_age, time)[:, None], -1.0)
+        top, rows = tf.math.top_k(scores, tf.minimum(tf.reduce_max(k), 7))
+        valid = (top > 0) & (tf.range(tf.shape(top)[1])[None] < k[:, None])
+        known = tf.reduce_any(history[:, :, None] == items[None, None, :], axis=2)
+        # The lists about the history must fit it, as in a real model.
+        same = tf.shape(history_feedback) + tf.shape(history_time) - 2 * tf.shape(history)
+        with tf.control_dependencies([tf.debugging.assert_equal(same, 0)]):
+            unknown = tf.reduce_sum(tf.cast((history != "") & ~known, tf.int32), axis=1)
+        ids = tf.where(valid, tf.gather(items, rows), "")
+        return {
+            "item_id": ids,
+            "item_text": tf.where(valid, tf.strings.join(["Titel ü ", ids]), ""),
+            "score": top,
+            "valid": valid,
+            "known_user": user_id == "1",
+            "unknown_history": unknown,
+            "truncated_history": tf.repeat(tf.shape(history)[1] > 3, tf.shape(history)[0]),
+        }
+
+    def score(user_id, user_age, time, candidates):
+        same = candidates[:, :, None] == items[None, None, :]
+        scores = tf.reduce_sum(tf.where(same, base, 0.0), axis=2)
+        return {
+            "score": scores + bonus(user_age, time)[:, None],
+            "known_item": tf.reduce_any(same, axis=2),
+            "known_user": user_id == "1",
+        }
+
+    user = {"user_id": TEXTS, "user_age": TEXTS, "time": spec(tf.int64, None)}
+    lists = {
+        "history": TEXT_ROWS,
+        "history_feedback": TEXT_ROWS,
+        "history_time": spec(tf.int64, None, None),
+        "exclude": TEXT_ROWS,
+    }
+    signatures = {
+        "serving_default": signature(
+            recommend, **user, **lists, k=spec(tf.int32, None), candidates=TEXT_ROWS
+        ),
+        "score": signature(score, **user, candidates=TEXT_ROWS),
+    }
+    tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
+
+
+def warm_up_with(path: pathlib.Path, *requests) -> None:
+    """Puts predict requests into a version folder's warm-up file."""
+    (path / "assets.extra").mkdir(exist_ok=True)
+    file = path / "assets.extra" / "tf_serving_warmup_requests"
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for request in requests:
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.CopyFrom(request)
+            writer.write(log.SerializeToString())
+
+
+@contextlib.contextmanager
+def live(base_path: pathlib.Path, name: str):
+    """A server on free ports over one folder; yields it and its models."""
+    models = model_server.ModelServer([model_server.Model(name, base_path)])
+    running = server.start(models, "127.0.0.1", 0, 0)
+    models.poll()
+    try:
+        yield running, models
+    finally:
+        running.stop(grace=5)

@@ -1,0 +1,124 @@
+"""`python -m tfrec_attn.ask --user 42`: asks a running server and prints its answer."""
+
+import argparse
+import dataclasses
+import json
+import sys
+
+from tfrec_attn.serve.client import Client, Recommendations, ServerError
+
+NAME = "tfrec_attn.ask"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
+    add = parser.add_argument
+    add("--user", default="", help="user id; may be unknown to the model, or empty")
+    add(
+        "--history",
+        action="append",
+        default=[],
+        metavar="ITEM",
+        help="oldest first; repeat",
+    )
+    add("--exclude", action="append", default=[], metavar="ITEM", help="repeat")
+    add("--candidate", action="append", default=[], metavar="ITEM", help="repeat")
+    add(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="a column of the user, for example age=30; repeat",
+    )
+    add("--k", type=int, default=10, help="how many items (default: 10)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--target", default="localhost:8500", help="gRPC (default: %(default)s)"
+    )
+    where.add_argument("--rest", metavar="URL", help="ask over REST: http://localhost:8501")
+    add("--model", default="movielens", help="default: %(default)s")
+    add("--timeout", type=float, default=10.0, help="seconds (default: 10)")
+    add("--json", action="store_true", help="print the whole answer as JSON")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the answer; 2 if there is none."""
+    args = parser().parse_args(argv)
+    target = args.rest or args.target
+    try:
+        answer = ask(args, target)
+    except ServerError as error:
+        print(f"{NAME}: {advice(error, target, args.model)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(dataclasses.asdict(answer), indent=2) if args.json else table(answer))
+    return 0
+
+
+def ask(args: argparse.Namespace, target: str) -> Recommendations:
+    """One call to the server."""
+    protocol = "rest" if args.rest else "grpc"
+    with Client(target, args.model, protocol=protocol, timeout=args.timeout) as client:
+        return client.recommend(
+            args.user,
+            args.history,
+            k=args.k,
+            exclude=args.exclude,
+            candidates=args.candidate,
+            profile=dict(column(text) for text in args.profile),
+        )
+
+
+def column(text: str) -> tuple[str, str]:
+    """Splits `age=30`."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--profile must be COLUMN=VALUE: received {text!r}.")
+    return name, value
+
+
+def advice(error: ServerError, target: str, model: str) -> str:
+    """One line: what is wrong and what to do."""
+    if error.code == "UNAVAILABLE":
+        return (
+            f"nothing answers at {target}. Start a server: "
+            f"python -m tfrec_attn.serve --model_base_path saved_models/{model}"
+        )
+    if error.code == "NOT_FOUND":
+        return (
+            f"{target} has no model {model} ready: {error.message}. Name it with --model."
+        )
+    return f"{target} refused: {error.code} {error.message}"
+
+
+def table(answer: Recommendations) -> str:
+    """Rank, score, item id and title, and below them what the model did not know."""
+    width = max([len("item"), *(len(item.id) for item in answer.items)])
+    lines = [f"rank   score  {'item':<{width}}  title"]
+    lines += [
+        f"{rank:>4}  {item.score:>6.3f}  {item.id:<{width}}  {item.text}"
+        for rank, item in enumerate(answer.items, 1)
+    ]
+    return "\n".join([*lines, *notes(answer)])
+
+
+def notes(answer: Recommendations) -> list[str]:
+    """The answer's doubts, in words."""
+    found = []
+    if not answer.items:
+        found.append("no item is left to recommend")
+    if not answer.known_user:
+        found.append("the model has not seen this user")
+    if answer.unknown_history:
+        found.append(f"{answer.unknown_history} items of the history are unknown")
+    if answer.truncated_history:
+        found.append("the history was longer than the model reads")
+    return [f"({note})" for note in found]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,294 @@
+"""The typed configuration of a run: one TOML file, then `section.field=value` overrides."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from tfrec_attn.data.schema import Schema
+from tfrec_attn.labels import LABELS
+
+Share = pydantic.confloat(ge=0, lt=1)
+Positive = pydantic.PositiveInt
+Label = Literal["buy", "like", "ignore", "dislike", "not_buy"]
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """Where the tables are.
+
+    Attributes:
+      source: A public data set by name; the three paths then stay empty.
+      items: Table of items: a file or a folder of shards.
+      users: Table of users; may be missing.
+      interactions: Table of interactions.
+      bad_rows: `stop` at rows that break a rule, or `set-aside` into rejects.csv.
+    """
+
+    source: Literal["movielens-100k"] | None = None
+    items: str | None = None
+    users: str | None = None
+    interactions: str | None = None
+    bad_rows: Literal["stop", "set-aside"] = "stop"
+
+    @pydantic.model_validator(mode="after")
+    def _one_origin(self) -> "Data":
+        paths = [self.items, self.users, self.interactions]
+        if self.source and any(paths):
+            raise ValueError(
+                f"source={self.source!r} brings its own tables: remove it or the paths.")
+        if not self.source and (self.items is None) != (self.interactions is None):
+            raise ValueError("items and interactions are both needed.")
+        return self
+
+
+class Split(_Section):
+    """How interactions are divided into train, validation and test.
+
+    Attributes:
+      name: The splitter.
+      share: Part of the interactions (or items, or users) held out for test; as much
+        again for validation. Not used by `leave-last-out`.
+      seed: Of the random splits.
+    """
+
+    name: Literal[
+        "leave-last-out", "global-time", "cold-items", "cold-users", "random"
+    ] = "global-time"
+    share: float = pydantic.Field(0.1, gt=0, lt=0.5)
+    seed: int = 0
+
+
+class Examples(_Section):
+    """What one training example holds.
+
+    Attributes:
+      history: Events of history that a target can see.
+      targets: Targets of one user that share an example, and so a pass of the tower.
+      positives: Labels whose interactions are targets; the others are history only, and
+        explicit negatives of the ranking.
+    """
+
+    history: Positive = 50
+    targets: Positive = 50
+    positives: tuple[Label, ...] = ("buy", "like")
+
+    @pydantic.field_validator("positives")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"names one or more of {', '.join(LABELS)}, each once")
+        return value
+
+
+class Text(_Section):
+    """The text backbone.
+
+    Attributes:
+      backbone: A known name, a BERT folder, or a hub name. Empty: no text at all.
+      max_length: Tokens of an item's or user's text, [CLS] and [SEP] included.
+    """
+
+    backbone: str = "all-MiniLM-L6-v2"
+    max_length: int = pydantic.Field(48, ge=3, le=512)
+
+
+class Model(_Section):
+    """Widths and depths of the towers.
+
+    Attributes:
+      dim: Width of every feature token.
+      heads: Attention heads of a user-tower block. Divides `dim`.
+      blocks: Self-attention blocks of the user tower.
+      dropout: On tokens, attention and feed-forward layers.
+      id_dropout: Share of items that lose their id token at a step, so that text learns
+        to stand in for it.
+      user_id: Whether users have an id token; off, all users are served alike.
+      time: Whether the gaps between events, and up to the request, are features.
+    """
+
+    dim: Positive = 64
+    heads: Positive = 2
+    blocks: Positive = 1
+    dropout: float = pydantic.Field(0.3, ge=0, lt=1)
+    id_dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    user_id: bool = False
+    time: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> "Model":
+        if self.dim % self.heads:
+            raise ValueError(f"heads must divide dim: got heads={self.heads}, dim={self.dim}")
+        return self
+
+
+class Scorer(_Section):
+    """The attention-weighted cosine; see `tfrec_attn.layers.AttentionWeightedCosine`."""
+
+    mode: Literal["softmax", "article"] = "softmax"
+    normalizer: Literal["l2", "softmax"] = "l2"
+    heads: Positive = 1
+    bidirectional: bool = False
+    dropout: float = pydantic.Field(0.1, ge=0, lt=1)
+    l2: float = pydantic.Field(0.0, ge=0)
+
+
+class Loss(_Section):
+    """The weighted sum that is trained.
+
+    Attributes:
+      retrieval: Weight of the in-batch softmax over pooled cosines.
+      ranking: Weight of the listwise softmax of the scorer over shortlists.
+      feedback: Weight of the classification of the feedback label.
+      negatives: Items drawn uniformly a step, shared by its targets; at least the
+        catalogue's size means the whole catalogue.
+      logq: Whether scores are corrected by the log-probability of being a candidate.
+      hard_negatives: Candidates on a training shortlist beside the positive, the ones
+        that the retrieval ranks highest.
+      ranked_targets: Targets of an example that also train the ranking.
+      temperature: Initial divisor of the pooled cosine; it is trained.
+    """
+
+    retrieval: float = pydantic.Field(1.0, ge=0)
+    ranking: float = pydantic.Field(0.5, ge=0)
+    feedback: float = pydantic.Field(0.1, ge=0)
+    negatives: int = pydantic.Field(2048, ge=0)
+    logq: bool = True
+    hard_negatives: Positive = 31
+    ranked_targets: Positive = 4
+    temperature: float = pydantic.Field(0.07, gt=0)
+
+
+class Train(_Section):
+    """The training loop.
+
+    Attributes:
+      epochs: At most so many passes over the training targets.
+      batch_size: Examples of a step, over all replicas.
+      learning_rate: Peak of AdamW's schedule.
+      warmup: Share of all steps over which the rate rises; it decays as a cosine after.
+      weight_decay: Of AdamW.
+      clip: Largest global norm of a gradient.
+      monitor: Validation metric that early stopping and the kept weights follow.
+      patience: Epochs without a better `monitor` before training stops.
+      seed: Of weights, order and dropout.
+      strategy: `auto` mirrors over all visible devices, `one` uses the first.
+    """
+
+    epochs: Positive = 60
+    batch_size: Positive = 64
+    learning_rate: float = pydantic.Field(2e-3, gt=0)
+    warmup: float = pydantic.Field(0.05, ge=0, lt=1)
+    weight_decay: float = pydantic.Field(0.01, ge=0)
+    clip: float = pydantic.Field(1.0, gt=0)
+    monitor: str = "ndcg@10"
+    patience: Positive = 10
+    seed: int = 0
+    strategy: Literal["auto", "one", "mirrored"] = "auto"
+
+
+class Index(_Section):
+    """How answers are found.
+
+    Attributes:
+      shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval
+        alone.
+      max_k: Most items one request can ask for.
+    """
+
+    shortlist: int = pydantic.Field(100, ge=0)
+    max_k: Positive = 100
+
+
+class Config(_Section):
+    """All settings of a run; `dump` gives the TOML that reads back equal."""
+
+    data: Data = Data()
+    schema_: Schema | None = pydantic.Field(None, alias="schema")
+    split: Split = Split()
+    examples: Examples = Examples()
+    text: Text = Text()
+    model: Model = Model()
+    scorer: Scorer = Scorer()
+    loss: Loss = Loss()
+    train: Train = Train()
+    index: Index = Index()
+
+
+def load(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Reads a TOML file, then applies `section.field=value` overrides in order.
+
+    Raises:
+      ValueError: On TOML that does not parse, an unknown setting or a value that breaks
+        its rule; the message names the setting, the rule and the value.
+      OSError: When the file cannot be read.
+    """
+    settings: dict[str, Any] = {}
+    if path is not None:
+        try:
+            settings = tomllib.loads(Path(path).read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(settings, override)
+    return validate(settings)
+
+
+def validate(settings: Mapping[str, Any]) -> Config:
+    """Checks plain settings; see `load` for what is raised."""
+    try:
+        return Config.model_validate(settings)
+    except pydantic.ValidationError as error:
+        raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _apply(settings: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *sections, field = name.strip().split(".")
+    if not equals or not sections or not field:
+        raise ValueError(f"An override reads section.field=value: got {override!r}.")
+    for section in sections:
+        settings = settings.setdefault(section, {})
+        if not isinstance(settings, dict):
+            raise ValueError(f"{name}: {section} is a value, it has no fields.")
+    settings[field] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one, the text itself elsewhere (no quotes needed)."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known(error["loc"][:-1])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"Unknown setting {place}; known here: {', '.join(known)}.{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    received = "" if isinstance(error["input"], dict) else f" Received: {error['input']!r}."
+    return f"Setting {place}: {message.rstrip('.')}.{received}"
+
+
+def _known(location: Iterable[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        if part not in fields:
+            return []
+        kinds = [fields[part].annotation, *getattr(fields[part].annotation, "__args__", ())]
+        models = [k for k in kinds if hasattr(k, "model_fields")]
+        if not models:
+            return []
+        model = models[0]
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,116 @@
+"""Public data sets written as the three tables that `data.tables` reads.
+
+MovieLens-100K comes in two forms with the same facts: GroupLens's own files and RecBole's.
+Both give the same bytes here. What that took: GroupLens writes Latin-1, one flag a genre
+and `Toy Story (1995)` as the title; RecBole writes UTF-8, genres separated by spaces, and
+the year in its own column, whatever stands in the last parentheses. An item without a
+release year has an empty one, and "unknown" is no genre. Titles keep their articles as
+printed (`Usual Suspects, The`).
+"""
+
+import csv
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tfrec_attn import assets
+
+ITEMS = ("item_id", "title", "year", "genres")
+USERS = ("user_id", "age", "gender", "occupation", "zip_code")
+INTERACTIONS = ("user_id", "item_id", "rating", "timestamp")
+
+# The order of the flags in u.item, after its first, "unknown".
+GENRES = (
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+
+# One title in u.item has "(V)", made for video, behind its year.
+_TITLE = re.compile(r"(?P<title>.*?)\s*\((?P<year>\d{4})\)(\s*\(V\))?\s*")
+
+
+# The bytes that the rules above give, by which a whole set of tables is known.
+TABLES = parse_files("""
+items.csv 0 0
+users.csv 0 0
+interactions.csv 0 0
+""")
+
+
+def movielens_100k() -> Path:
+    """Returns a folder with items.csv, users.csv and interactions.csv of MovieLens-100K.
+
+    Writes them from the asset the first time, which is fetched if it is not in the cache.
+    Interactions keep the order of the source's file, which is the same in both forms and
+    not sorted by time. Times are in seconds.
+
+    Raises:
+      OSError: The asset cannot be fetched; see `assets.fetch`.
+    """
+    folder = assets.cache() / "tables" / assets.MOVIELENS
+    if assets.wrong_files(folder, TABLES, checksums=False):
+        write_movielens(assets.fetch(assets.MOVIELENS), folder)
+    return folder
+
+
+def write_movielens(asset: Path, folder: Path) -> None:
+    """Writes the three tables from whichever form lies in `asset`; all of them or nothing.
+
+    Args:
+      asset: With u.data, u.item and u.user, or with ml-100k.inter, .item and .user.
+      folder: Replaced if it exists.
+    """
+    read = _grouplens if (asset / "u.data").is_file() else _recbole
+    tables = zip(("items.csv", "users.csv", "interactions.csv"), read(asset), strict=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        new = Path(work, "new")
+        new.mkdir()
+        for name, rows in tables:
+            _write(new / name, rows)
+        if folder.exists():
+            os.rename(folder, Path(work, "old"))
+        os.rename(new, folder)
+
+
+def _grouplens(asset):
+    items = (
+        (item, *_title_year(title), _joined(flags))
+        for item, title, _, _, _, _, *flags in _lines(asset / "u.item", "|", "latin-1")
+    )
+    return (
+        [ITEMS, *items],
+        [USERS, *_lines(asset / "u.user", "|", "ascii")],
+        [INTERACTIONS, *_lines(asset / "u.data", "\t", "ascii")],
+    )
+
+
+def _recbole(asset):
+    items = (
+        (item, *_repaired(title, year), "|".join(_known(genres.split())))
+        for item, title, year, genres in _lines(asset / "ml-100k.item", "\t", "utf-8")[1:]
+    )
+    return (
+        [ITEMS, *items],
+        [USERS, *_lines(asset / "ml-100k.user", "\t", "ascii")[1:]],
+        [INTERACTIONS, *_lines(asset / "ml-100k.inter", "\t", "ascii")[1:]],
+    )

@@ -1,0 +1,288 @@
+"""Splits of the interactions: row numbers, and what each fold promises.
+
+`N` interactions in file order, as three arrays: the row of the user, the row of the item,
+the time in milliseconds. A split names rows; it copies and drops nothing.
+
+What a fold may be used for is the same for every split:
+
+- `train` is learned from, and so is everything counted or fitted (vocabularies, item
+  counts, means of numbers).
+- `validation` chooses settings and the epoch to stop at; `test` is looked at once.
+- The history of a target is its user's events strictly before the target's time: of
+  `train` and `context` for a validation target, of `train`, `validation` and `context`
+  for a test target. Never of the fold the target is in.
+- Left out of the ranking are all items of those same folds, whatever their time: the
+  user knows them.
+
+Rows whose feedback makes them no targets are the caller's to leave out of a fold.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Sorted row numbers of each fold: disjoint, and together all rows.
+
+    Attributes:
+      name: The function that made it.
+      train: `[n]` int64 rows to learn from.
+      validation: `[n]` int64 rows to choose settings by.
+      test: `[n]` int64 rows for the figures that are reported.
+      context: `[n]` int64 rows that serve as history only: neither learned from nor
+        asked for. Empty but for `cold_users(given=...)`.
+      promise: Which leakage the split prevents and which it does not, for the report.
+      users_only_in_training: Users with no target, such as those with too few events.
+      users_not_in_training: Users with targets and not one event in `train`.
+      items_not_in_training: Items that are targets and have no event in `train`.
+      digest: sha256 of `train`, `validation` and `test`. Two results are of one split
+        exactly when their digests agree.
+    """
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    context: np.ndarray
+    promise: str
+    users_only_in_training: int
+    users_not_in_training: int
+    items_not_in_training: int
+    digest: str
+
+    def known(self, fold):
+        """Rows that are history of, and left out for, a "validation" or "test" target."""
+        _require(
+            fold in ("validation", "test"), 'fold must be "validation" or "test"', fold
+        )
+        before = (self.train, self.context, *([self.validation] if fold == "test" else []))
+        return np.sort(np.concatenate(before))
+
+
+def leave_last_out(user, item, time, *, min_events=3):
+    """Each user's last event is test, the one before it validation, the rest training.
+
+    Events of one time are in file order. Users with fewer than `min_events` events stay
+    in training only.
+    """
+    user, item, time = _events(user, item, time)
+    _require(
+        min_events >= 3, "min_events must be at least 3, one for each fold", min_events
+    )
+    from_end = _place_in_user(user, _by_time(time)[::-1])
+    asked = np.bincount(user)[user] >= min_events
+    return _split(
+        "leave_last_out",
+        user,
+        item,
+        validation=asked & (from_end == 1),
+        test=asked & (from_end == 0),
+        promise="Within a user, nothing later than a target is trained on. Other users' "
+        "later events are: what became popular after a target's time leaks into training.",
+    )
+
+
+def global_time(user, item, time, *, validation=0.1, test=0.1):
+    """Two cuts in time: the last `test` of the events, and the `validation` before them.
+
+    Events of the time at a cut go together, into the later fold; so a fold may be
+    larger than asked, and the ones before it smaller.
+    """
+    user, item, time = _events(user, item, time)
+    _shares(validation, test)
+    ordered, n = np.sort(time), len(time)
+    n_test, n_validation = round(test * n), round(validation * n)
+    first_test = ordered[min(n - n_test, n - 1)]
+    first_validation = ordered[min(n - n_test - n_validation, n - 1)]
+    return _split(
+        "global_time",
+        user,
+        item,
+        validation=(time >= first_validation) & (time < first_test),
+        test=time >= first_test,
+        promise="No training event is at or later than the first validation event, and no "
+        "validation event at or later than the first test event, over all users. Targets "
+        "may be of users and items that training has never seen.",
+    )
+
+
+def cold_items(user, item, time, *, share=0.1, seed=0):
+    """All events of `share` of the items are test, of as many others validation.
+
+    Other items for validation, so that tuning sees no test item.
+    """
+    user, item, time = _events(user, item, time)
+    tuned, tested = _drawn(item, share, seed)
+    return _split(
+        "cold_items",
+        user,
+        item,
+        validation=np.isin(item, tuned),
+        test=np.isin(item, tested),
+        promise="No event of a test or validation item is trained on, and no test item is "
+        "a validation item. Time is not kept: other items' later events are trained on.",
+    )
+
+
+def cold_users(user, item, time, *, share=0.1, seed=0, given=0):
+    """All events of `share` of the users are test, of as many others validation.
+
+    The first `given` events of each of those users are context: the history that a user
+    brings who is new to the model. With 0 they come with their profile alone. A chosen
+    user with no more than `given` events is all context and has no target.
+    """
+    user, item, time = _events(user, item, time)
+    _require(given >= 0, "given must be 0 or more", given)
+    tuned, tested = _drawn(user, share, seed)
+    brought = _place_in_user(user, _by_time(time)) < given
+    return _split(
+        "cold_users",
+        user,
+        item,
+        validation=np.isin(user, tuned) & ~brought,
+        test=np.isin(user, tested) & ~brought,
+        context=(np.isin(user, tuned) | np.isin(user, tested)) & brought,
+        promise="No event of a test or validation user is trained on. Time is not kept: "
+        "other users' later events are trained on.",
+    )
+
+
+def random(user, item, time, *, validation=0.1, test=0.1, seed=0, by_user=False):
+    """Rows drawn without regard to time.
+
+    Args:
+      user, item, time: `[N]` interactions in file order.
+      validation: Share of the rows.
+      test: Share of the rows.
+      seed: Of the draw.
+      by_user: Draws the shares within each user, rounded down, so that every user keeps
+        an event in training. `test=0.25` is the stratified split of the Recommenders
+        project, with validation taken out of its training part.
+    """
+    user, item, time = _events(user, item, time)
+    _shares(validation, test)
+    drawn = np.random.default_rng(seed).permutation(len(user))
+    place = _place_in_user(user, drawn) if by_user else np.argsort(drawn)
+    size = np.bincount(user)[user] if by_user else np.full(len(user), len(user))
+    n_test, n_validation = np.floor(test * size), np.floor(validation * size)
+    return _split(
+        "random",
+        user,
+        item,
+        validation=(place >= n_test) & (place < n_test + n_validation),
+        test=place < n_test,
+        promise="No row is in two folds. Nothing else: training sees events of the same "
+        "users later than their targets, so figures are higher than in use.",
+    )
+
+
+def split(name, user, item, time, **options):
+    """Calls the split of that name; the names are those of this module's functions."""
+    known = {
+        f.__name__: f for f in (leave_last_out, global_time, cold_items, cold_users, random)
+    }
+    if name not in known:
+        raise ValueError(f"Unknown split {name!r}; known: {', '.join(known)}.")
+    allowed = list(inspect.signature(known[name]).parameters)[3:]
+    for option in options:
+        if option not in allowed:
+            raise ValueError(
+                f"Split {name!r} has no option {option!r}; known: {', '.join(allowed)}."
+            )
+    return known[name](user, item, time, **options)
+
+
+def _events(user, item, time):
+    """The three columns as int64 arrays, checked."""
+    columns = {"user": user, "item": item, "time": time}
+    columns = {name: np.asarray(column) for name, column in columns.items()}
+    for name, column in columns.items():
+        _require(column.ndim == 1, f"{name} must be a vector", f"shape {column.shape}")
+        _require(column.dtype.kind in "iu", f"{name} must be integers", column.dtype)
+    sizes = {name: len(column) for name, column in columns.items()}
+    _require(len(set(sizes.values())) == 1, "user, item, time must be equally long", sizes)
+    _require(sizes["user"] > 0, "a split needs interactions", "none")
+    lowest = min(columns["user"].min(), columns["item"].min())
+    _require(lowest >= 0, "user and item must be row numbers from 0", lowest)
+    return tuple(column.astype(np.int64) for column in columns.values())
+
+
+def _require(right, rule, received):
+    if not right:
+        raise ValueError(f"{rule[0].upper()}{rule[1:]}. Received: {received}.")
+
+
+def _shares(validation, test):
+    _require(
+        min(validation, test) > 0 and validation + test < 1,
+        "validation and test must be shares above 0 that leave some for training",
+        f"validation={validation}, test={test}",
+    )
+
+
+def _by_time(time):
+    """Rows in time order; at the same time in file order."""
+    return np.argsort(time, kind="stable")
+
+
+def _place_in_user(user, order):
+    """`[N]` the place of each row among its user's rows when all rows go in `order`."""
+    grouped = order[np.argsort(user[order], kind="stable")]
+    sizes = np.bincount(user)
+    first = np.cumsum(sizes) - sizes
+    place = np.empty(len(user), np.int64)
+    place[grouped] = np.arange(len(user)) - first[user[grouped]]
+    return place
+
+
+def _drawn(column, share, seed):
+    """Two disjoint draws of `share` of the distinct values, at least one value each."""
+    _require(
+        0 < share < 0.5, "share must be above 0 and below 0.5, it is taken twice", share
+    )
+    values = np.unique(column)
+    _require(len(values) >= 3, "three folds need at least 3 different rows", len(values))
+    n = max(1, round(share * len(values)))
+    drawn = np.random.default_rng(seed).permutation(values)
+    return drawn[n : 2 * n], drawn[:n]
+
+
+def _split(name, user, item, *, validation, test, promise, context=None):
+    """Turns `[N]` bool folds into a `Split`; what is in none of them is training."""
+    context = np.zeros_like(test) if context is None else context
+    asked = validation | test
+    train = ~(asked | context)
+    folds = {"train": train, "validation": validation, "test": test, "context": context}
+    rows = {fold: np.flatnonzero(chosen).astype(np.int64) for fold, chosen in folds.items()}
+    for fold in ("train", "validation", "test"):
+        if not len(rows[fold]):
+            raise ValueError(
+                f"Split {name!r} leaves {fold} empty: too few of {len(user)} interactions, "
+                f"{len(np.unique(user))} users, {len(np.unique(item))} items, or too many "
+                "of one time. Choose another split, or other shares."
+            )
+    for chosen in rows.values():
+        chosen.setflags(write=False)
+    return Split(
+        name=name,
+        **rows,
+        promise=promise,
+        users_only_in_training=len(np.setdiff1d(user[train], user[asked])),
+        users_not_in_training=len(np.setdiff1d(user[asked], user[train])),
+        items_not_in_training=len(np.setdiff1d(item[asked], item[train])),
+        digest=_digest(rows["train"], rows["validation"], rows["test"]),
+    )
+
+
+def _digest(*folds):
+    """sha256 over each fold's length and rows, the same on every platform."""
+    total = hashlib.sha256()
+    for fold in folds:
+        total.update(
+            np.int64(len(fold)).astype("<i8").tobytes() + fold.astype("<i8").tobytes()
+        )
+    return total.hexdigest()

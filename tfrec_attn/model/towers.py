@@ -1,0 +1,211 @@
+"""User and item tower: feature tokens, their mask, and one pooled unit vector.
+
+Letters: R rows, t tokens of a row, d width, B examples, W events of a window, P profile
+tokens, n = P + W, T targets of an example.
+"""
+
+from collections.abc import Mapping
+
+import tensorflow as tf
+import tf_keras
+
+from tfrec_attn.labels import LABELS
+from tfrec_attn.model.causal import CausalBlock
+
+GAPS = 24  # buckets of a time gap: unknown, below a second, then one a doubling (to 48 days)
+
+
+class FeatureTokens(tf_keras.layers.Layer):
+    """All columns of some rows as one token matrix.
+
+    Args:
+      encoders: A layer for each column, by name. The encoder of `text` reads
+        `text` `[R, m, width]` and `text_mask` `[R, m]`, and `text_mean` `[R, width]` where
+        only a summary is wanted; the others read the feature of their own name.
+    """
+
+    def __init__(self, encoders: Mapping[str, tf_keras.layers.Layer], **kwargs):
+        super().__init__(**kwargs)
+        self.encoders = dict(encoders)
+
+    def call(self, features, training=None):
+        """Returns tokens `[R, t, d]` and mask `[R, t]`, columns side by side."""
+        pairs = [self._encode(name, features, training) for name in self.encoders]
+        return tf.concat([t for t, _ in pairs], 1), tf.concat([m for _, m in pairs], 1)
+
+    def summary(self, features, training=None):
+        """Returns `[R, d]`: the sum over columns of the mean of their real tokens."""
+        total = 0.0
+        for name, encoder in self.encoders.items():
+            if name == "text":
+                real = tf.reduce_any(features["text_mask"], -1)[:, None]
+                mean = encoder.project(features["text_mean"], training=training)
+                total += tf.where(real, mean, tf.zeros_like(mean))
+            else:
+                total += masked_mean(*self._encode(name, features, training))
+        return total
+
+    def _encode(self, name, features, training):
+        encoder, value = self.encoders[name], features[name]
+        if name == "text":
+            value = (value, features["text_mask"])
+        elif value.shape.rank == 1 and value.dtype.is_integer:
+            value = value[:, None]
+        return encoder(value, training=training)
+
+
+def masked_mean(tokens, mask):
+    """The mean of the real tokens `[.., t, d]` under `mask` `[.., t]`; zero if there is none."""
+    real = tf.cast(mask, tokens.dtype)[..., None]
+    total = tf.reduce_sum(tf.where(mask[..., None], tokens, tf.zeros_like(tokens)), -2)
+    return tf.math.divide_no_nan(total, tf.reduce_sum(real, -2))
+
+
+class ItemTower(tf_keras.layers.Layer):
+    """Items to token matrices and to pooled vectors.
+
+    Args:
+      encoders: See `FeatureTokens`.
+    """
+
+    def __init__(self, encoders: Mapping[str, tf_keras.layers.Layer], **kwargs):
+        super().__init__(**kwargs)
+        self.features = FeatureTokens(encoders)
+        self.pool_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+        self.token_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+
+    def vector(self, features, training=None):
+        """`[R, d]`: what stands for an item in a user's history."""
+        return self.features.summary(features, training=training)
+
+    def pool(self, vector):
+        """`[R, d]` vectors to `[R, d]` unit vectors, for the retrieval's cosine."""
+        return tf.math.l2_normalize(self.pool_norm(vector), -1)
+
+    def call(self, features, training=None):
+        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and mask `[R, 1 + t]`."""
+        tokens, mask = self.features(features, training=training)
+        first = self.vector(features, training=training)[:, None]
+        tokens = self.token_norm(tf.concat([first, tokens], 1))
+        return tokens, tf.concat([tf.ones_like(mask[:, :1]), mask], 1)
+
+
+class UserTower(tf_keras.layers.Layer):
+    """Profile and history to tokens, each of which knows only what was before it.
+
+    The profile stands before the history: P tokens, the last of them learned and always
+    real, so that a user of whom nothing is known has a vector too. Causal self-attention
+    reaches back over `length` events and over the whole profile.
+
+    Args:
+      encoders: Of the profile's columns; may be empty.
+      dim: d.
+      heads, blocks: Of the self-attention.
+      length: Events that one event sees, itself included.
+      dropout: On tokens, attention and feed-forward layers.
+      time: Whether gaps between events, and up to the request, are features.
+    """
+
+    def __init__(self, encoders: Mapping[str, tf_keras.layers.Layer], *, dim: int, heads: int,
+                 blocks: int, length: int, dropout: float = 0.0, time: bool = True, **kwargs):
+        super().__init__(**kwargs)
+        self.features = FeatureTokens(encoders) if encoders else None
+        self.length, self.time = length, time
+        self.feedback = tf_keras.layers.Embedding(
+            len(LABELS), dim, embeddings_initializer=_normal(dim))
+        self.event_gap = tf_keras.layers.Embedding(GAPS, dim, embeddings_initializer="zeros")
+        self.request_gap = tf_keras.layers.Embedding(GAPS, dim, embeddings_initializer="zeros")
+        self.blocks = [CausalBlock(dim, heads, length, dropout) for _ in range(blocks)]
+        self.dropout = tf_keras.layers.Dropout(dropout)
+        self.norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+        self.dim = dim
+
+    def build(self, input_shape):
+        self.anyone = self.add_weight("anyone", (self.dim,), initializer=_normal(self.dim))
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        """The token matrix.
+
+        Args:
+          inputs: `profile`: the features of the profile's columns, `[B, ..]` each;
+            `events` `[B, W, d]` item vectors; `mask` `[B, W]`; `feedback` `[B, W]` labels;
+            `time` `[B, W]` ms, 0 where unknown.
+
+        Returns:
+          Tokens `[B, P + W, d]`, mask `[B, P + W]` and P.
+        """
+        events = inputs["events"] + self.feedback(inputs["feedback"])
+        if self.time:
+            time = inputs["time"]
+            earlier = tf.pad(time[:, :-1], [[0, 0], [1, 0]])
+            events += self.event_gap(gap(earlier, time))
+        profile, real = self._profile(inputs["profile"], tf.shape(events)[0], training)
+        prefix = tf.shape(profile)[1]
+        tokens = self.dropout(tf.concat([profile, events], 1), training=training)
+        mask = tf.concat([real, inputs["mask"]], 1)
+        for block in self.blocks:
+            tokens = block((tokens, mask, prefix), training=training)
+        return tokens, mask, prefix
+
+    def _profile(self, features, batch, training):
+        anyone = tf.broadcast_to(self.anyone, (batch, 1, self.dim))
+        real = tf.ones((batch, 1), bool)
+        if self.features is None:
+            return anyone, real
+        tokens, mask = self.features(features, training=training)
+        anyone += self.features.summary(features, training=training)[:, None]
+        return tf.concat([tokens, anyone], 1), tf.concat([mask, real], 1)
+
+    def query(self, tokens, prefix, seen, gaps):
+        """The pooled user as of some moments.
+
+        Args:
+          tokens: `[B, P + W, d]` from `call`.
+          prefix: P.
+          seen: `[B, T]` events of the window before the moment.
+          gaps: `[B, T]` bucket of the time since the last of them.
+
+        Returns:
+          `[B, T, d]` unit vectors.
+        """
+        state = tf.gather(tokens, prefix - 1 + seen, batch_dims=1)
+        if self.time:
+            state += self.request_gap(gaps)
+        return tf.math.l2_normalize(self.norm(state), -1)
+
+    def known(self, tokens, mask, prefix, seen):
+        """The token matrices as of some moments: the profile and the last events.
+
+        Args:
+          tokens, mask, prefix: From `call`.
+          seen: `[B, T]` events of the window before the moment.
+
+        Returns:
+          `[B, T, P + length, d]` tokens and `[B, T, P + length]` mask.
+        """
+        back = seen[..., None] + tf.range(-self.length, 0)
+        profile = tf.broadcast_to(
+            tf.range(prefix), tf.concat([tf.shape(seen), [prefix]], 0))
+        position = tf.concat([profile, prefix + tf.maximum(back, 0)], -1)
+        position = tf.minimum(position, tf.shape(tokens)[1] - 1)
+        inside = tf.concat([tf.ones_like(profile, bool), back >= 0], -1)
+        return (
+            tf.gather(tokens, position, batch_dims=1),
+            tf.gather(mask, position, batch_dims=1) & inside,
+        )
+
+
+def gap(earlier, later):
+    """The bucket of the time between two moments, int64 ms, 0 where unknown.
+
+    0 is unknown, 1 below a second, then one bucket a doubling.
+    """
+    seconds = tf.cast(later - earlier, tf.float32) / 1000.0
+    bucket = 1 + tf.cast(tf.math.log(tf.maximum(seconds, 0.0) + 1.0) / tf.math.log(2.0), tf.int32)
+    known = (earlier > 0) & (later > 0)
+    return tf.where(known, tf.minimum(bucket, GAPS - 1), tf.zeros_like(bucket))
+
+
+def _normal(dim: int):
+    return tf_keras.initializers.TruncatedNormal(stddev=dim**-0.5)

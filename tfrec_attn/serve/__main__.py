@@ -1,0 +1,120 @@
+"""`python -m tfrec_attn.serve`: serves SavedModels over gRPC and REST.
+
+It speaks the protocol of TensorFlow's model server, for a laptop, tests and CI.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+NAME = "tfrec_attn.serve"
+_log = logging.getLogger(NAME)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; names are those of tensorflow_model_server where it has them."""
+    # An abbreviation would accept a flag that is not served, as another one.
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--model_base_path",
+        type=pathlib.Path,
+        required=True,
+        help="folder of versions: 1/, 2/, …; the highest is served",
+    )
+    add("--model_name", help="default: the name of the folder")
+    add("--port", type=int, default=8500, help="gRPC; 0 takes a free port (default: 8500)")
+    add(
+        "--rest_api_port",
+        type=int,
+        default=8501,
+        help="REST; 0 takes a free port (default: 8501)",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 opens it to the network (default: 127.0.0.1)",
+    )
+    add(
+        "--file_system_poll_wait_seconds",
+        type=float,
+        default=1.0,
+        help="seconds between two looks for a new version; 0 looks once (default: 1)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, then finishes what runs; 2 if it cannot start."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        check_base_path(args.model_base_path)
+        return run(args)
+    except (OSError, ValueError) as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+
+
+def check_base_path(path: pathlib.Path) -> None:
+    """Names the mistake in `--model_base_path`, before anything slow is loaded."""
+    if not path.is_dir():
+        raise ValueError(
+            f"--model_base_path must be a folder of versions: {path} is none. "
+            "Export a model first: python -m tfrec_attn.export."
+        )
+    if (path / "saved_model.pb").exists():
+        raise ValueError(
+            f"--model_base_path must hold version folders (1/, 2/, …): {path} is a version "
+            f"itself. Give its parent: --model_base_path {path.resolve().parent}."
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Opens the ports, then loads and keeps looking for new versions until told to stop."""
+    # TensorFlow loads here, after the flags were read and checked.
+    from tfrec_attn.serve import model_server, server
+
+    # The name of "." and of "models/x/.." is only known once resolved.
+    name = args.model_name or args.model_base_path.resolve().name
+    models = model_server.ModelServer([model_server.Model(name, args.model_base_path)])
+    running = server.start(models, args.host, args.port, args.rest_api_port)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    print(
+        f"{NAME}: gRPC on {args.host}:{running.grpc_port}, "
+        f"REST on http://{args.host}:{running.rest_port}",
+        flush=True,
+    )
+    watcher = threading.Thread(
+        target=watch,
+        args=(models, running, args.file_system_poll_wait_seconds, stop),
+        name="watch",
+        daemon=True,
+    )
+    watcher.start()
+    stop.wait()
+    _log.info("stopping: running requests are finished first")
+    running.stop()
+    return 0
+
+
+def watch(models, running, seconds: float, stop: threading.Event) -> None:
+    """Looks for versions every `seconds` until `stop`; 0 looks once."""
+    models.poll()
+    if not models.ready:
+        _log.warning("no model is ready yet; still looking every %g s", seconds)
+    running.set_ready(models.ready)
+    while seconds > 0 and not stop.wait(seconds):
+        models.poll()
+        running.set_ready(models.ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
