@@ -149,6 +149,8 @@ class Loss(_Section):
       negatives: Items drawn uniformly a step, shared by its targets; at least the
         catalogue's size means the whole catalogue.
       logq: Whether scores are corrected by the log-probability of being a candidate.
+      group: Targets that share a softmax as each other's negatives.
+      rejected: Items of the window without a positive label that join the shortlist.
       hard_negatives: Candidates on a training shortlist beside the positive, the ones
         that the retrieval ranks highest.
       ranked_targets: Targets of an example that also train the ranking.
@@ -160,7 +162,9 @@ class Loss(_Section):
     feedback: float = pydantic.Field(0.1, ge=0)
     negatives: int = pydantic.Field(2048, ge=0)
     logq: bool = True
+    group: Positive = 256
     hard_negatives: Positive = 31
+    rejected: int = pydantic.Field(4, ge=0)
     ranked_targets: Positive = 4
     temperature: float = pydantic.Field(0.07, gt=0)
 

@@ -13,6 +13,7 @@ import tensorflow_recommenders as tfrs
 import tf_keras
 
 from tfrec_attn.config import Config
+from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
 from tfrec_attn.model.towers import ItemTower, UserTower, gap
@@ -70,25 +71,31 @@ class Recommender(tfrs.Model):
     Args:
       item_tower, user_tower: See `towers`.
       scorer: `[B, C]` logits from user and candidate tokens.
+      retrieval: The loss over pooled vectors.
       items, users: Features by row.
       frequency: `[I]` share of each item among the training targets.
-      loss: Weights and sampling; see `config.Loss`.
+      positives_of: `[users, None]` item rows of each user's training positives.
+      settings: Weights and sampling; see `config.Loss`.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
+      positives: Labels of what is a target.
+      seed: Of all draws.
     """
 
-    def __init__(self, *, item_tower: ItemTower, user_tower: UserTower, scorer, retrieval,
-                 items: Features, users: Features, frequency: np.ndarray, loss,
-                 shortlist: int, positives: tuple[int, ...], seed: int = 0):
+    def __init__(self, *, item_tower: ItemTower, user_tower: UserTower, scorer,
+                 retrieval: tasks.Retrieval, items: Features, users: Features,
+                 frequency: np.ndarray, positives_of: tf.RaggedTensor, settings,
+                 shortlist: int, positives: tuple[int, ...], seed: int):
         super().__init__()
         self.item_tower, self.user_tower = item_tower, user_tower
         self.scorer, self.retrieval = scorer, retrieval
         self.feedback = tasks.Feedback()
         self.items, self.users = items, users
         self.frequency = tf.constant(frequency, tf.float32)
-        self.weights_of, self.shortlist = loss, max(shortlist, loss.hard_negatives + 1)
-        self.positives = tf.constant(positives)
-        self.seed = seed
+        self.positives_of = positives_of
+        self.settings = settings
+        self.shortlist = max(shortlist, settings.hard_negatives)
+        self.positives, self.seed = tf.constant(positives), seed
         self.prior = self.add_weight(
             "prior", (), initializer=tf_keras.initializers.Constant(1.0))
         self.meters = {name: tf_keras.metrics.Mean(name) for name in
@@ -119,10 +126,15 @@ class Recommender(tfrs.Model):
           batch: `history` `[B, W]` rows, -1 pads; `history_feedback`; `history_time`;
             `seen` `[B]` events before the moment; `time` `[B]` ms, 0 where unknown.
         """
-        events = tf.gather(vectors, tf.maximum(batch["history"], 0))
-        tokens, mask, prefix = self._user_tokens(profile, events, batch)
+        tokens, mask, prefix = self.user_tower({
+            "profile": profile,
+            "events": tf.gather(vectors, tf.maximum(batch["history"], 0)),
+            "mask": batch["history"] >= 0,
+            "feedback": batch["history_feedback"],
+            "time": batch["history_time"],
+        })
         seen = batch["seen"][:, None]
-        gaps = self._request_gap(batch, seen, batch["time"][:, None])
+        gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
         query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
         tokens, mask = self.user_tower.known(tokens, mask, prefix, seen)
         return UserState(query, tokens[:, 0], mask[:, 0])
@@ -149,10 +161,222 @@ class Recommender(tfrs.Model):
     # What is trained.
 
     def compute_loss(self, inputs, training=False):
-        """The weighted sum of losses, per replica; replicas' sums add up to the mean."""
-        batch = inputs
-        negatives = self._draw_negatives()
-        items, at = self._unique(batch["history"], batch["target"], negatives)
-        features = self.items.rows(items, without=("text", "text_mask"))
-        features["text_mask"] = tf.ones_like(items, tf.bool)[:, None]
-        raise NotImplementedError
+        """The weighted sum of losses of one replica's examples; over replicas they add up
+        to the mean over the targets of the whole batch."""
+        batch, settings = inputs, self.settings
+        items, at = self._items_of_step(batch)
+        vectors = self._vectors(items, training)
+        pooled = self.item_tower.pool(vectors)
+        tokens = self._user_tokens(vectors, at["history"], batch, training)
+        query = self._queries(tokens, batch)
+        taken = self._taken(batch["user"], items)
+        each = batch["target"].shape[1]
+        flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
+        weight = flat(batch["weight"])
+        losses = self.retrieval(
+            flat(query), items=items, pooled=pooled, target=flat(at["target"]),
+            negatives=at["negatives"], taken=tf.repeat(taken, each, axis=0),
+            real=weight > 0, frequency=self.frequency)
+        total = settings.retrieval * self._mean("retrieval", losses, weight)
+        if settings.ranking or settings.feedback:
+            total += self._ranking(batch, items, at, pooled, tokens, query, taken, training)
+        return total
+
+    def train_step(self, inputs):
+        """One step of the optimizer; reports means over the epoch so far."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            total = loss + sum(self.losses) / replicas
+        variables = self.trainable_variables
+        pairs = zip(tape.gradient(total, variables), variables, strict=True)
+        self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
+        # A mean over replicas of each one's share is one replica's part of the sum.
+        self.meters["loss"].update_state(total * tf.cast(replicas, tf.float32))
+        self.steps.assign_add(1)
+        return {name: meter.result() for name, meter in self.meters.items()}
+
+    @property
+    def metrics(self):
+        return list(self.meters.values())
+
+    def _items_of_step(self, batch):
+        """All items of a step, each once, and where each is among them."""
+        count = tf.size(self.frequency)
+        wanted = min(self.settings.negatives, self.frequency.shape[0])
+        seed = tf.stack([tf.cast(self.seed, tf.int64), self.steps])
+        # The same on every replica: negatives are shared.
+        drawn = tf.argsort(tf.random.stateless_uniform((count,), seed))[:wanted]
+        parts = {"history": tf.maximum(batch["history"], 0), "target": batch["target"],
+                 "negatives": drawn}
+        items, index = tf.unique(tf.concat([tf.reshape(p, [-1]) for p in parts.values()], 0))
+        sizes = [tf.size(part) for part in parts.values()]
+        pieces = tf.split(index, sizes, num=len(sizes))
+        return items, {name: tf.reshape(piece, tf.shape(part)) for (name, part), piece
+                       in zip(parts.items(), pieces, strict=True)}
+
+    def _vectors(self, items, training):
+        features = self.items.rows(items, without=("text",))
+        return self.item_tower.vector(features, training=training)
+
+    def _user_tokens(self, vectors, history, batch, training=None):
+        return self.user_tower({
+            "profile": self.users.rows(batch["user"]),
+            "events": tf.gather(vectors, history),
+            "mask": batch["history"] >= 0,
+            "feedback": batch["history_feedback"],
+            "time": batch["history_time"],
+        }, training=training)
+
+    def _queries(self, user_tokens, batch):
+        tokens, _, prefix = user_tokens
+        gaps = request_gap(batch["history_time"], batch["target_seen"], batch["target_time"])
+        return self.user_tower.query(tokens, prefix, batch["target_seen"], gaps)
+
+    def _taken(self, users, items):
+        """`[B, U]`: which of the step's items are training positives of the users."""
+        place = tf.scatter_nd(items[:, None], tf.range(1, tf.size(items) + 1),
+                              tf.shape(self.frequency))
+        theirs = tf.gather(self.positives_of, users)
+        column = tf.gather(place, theirs.values)
+        row = tf.cast(theirs.value_rowids(), tf.int32)
+        pairs = tf.boolean_mask(tf.stack([row, column - 1], 1), column > 0)
+        ones = tf.ones([tf.shape(pairs)[0]], tf.int32)
+        shape = tf.stack([tf.size(users), tf.size(items)])
+        return tf.scatter_nd(pairs, ones, shape) > 0
+
+    def _ranking(self, batch, items, at, pooled, user_tokens, query, taken, training):
+        settings = self.settings
+        pick = self._ranked_targets(batch["weight"])
+        choose = lambda value: tf.reshape(
+            tf.gather(value, pick, batch_dims=1), (-1, *value.shape[2:]))
+        tokens, mask, prefix = user_tokens
+        seen = tf.gather(batch["target_seen"], pick, batch_dims=1)
+        tokens, mask = self.user_tower.known(tokens, mask, prefix, seen)
+        flat = lambda value: tf.reshape(value, tf.concat([[-1], tf.shape(value)[2:]], 0))
+        user = UserState(choose(query), flat(tokens), flat(mask))
+        target, weight = choose(at["target"]), choose(batch["weight"])
+        list_, real = self._shortlist(
+            user.query, pooled, target, tf.repeat(taken, pick.shape[1], axis=0))
+        list_, real = self._with_rejected(list_, real, batch, at, pick.shape[1])
+        scores = self._score_shortlist(user, items, pooled, list_, training)
+        ranking = tasks.listwise(scores, real)
+        total = settings.ranking * self._mean("ranking", ranking, weight)
+        logits = self.feedback(user.query, tf.gather(pooled, target), scores[:, 0])
+        label = choose(batch["target_feedback"])
+        feedback = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
+        return total + settings.feedback * self._mean("feedback", feedback, weight)
+
+    def _ranked_targets(self, weight):
+        """`[B, R]`: positions of the targets of each example that train the ranking."""
+        count = min(self.settings.ranked_targets, weight.shape[1])
+        seed = tf.stack([tf.cast(self.seed, tf.int64) + 1, self.steps])
+        chance = tf.random.stateless_uniform(tf.shape(weight), seed)
+        return tf.math.top_k(tf.where(weight > 0, chance, -1.0), count).indices
+
+    def _shortlist(self, query, pooled, target, taken):
+        """The target and some of the items that the retrieval ranks highest, `[n, C]`."""
+        scores = tf.stop_gradient(tf.matmul(query, pooled, transpose_b=True))
+        usable = ~taken
+        scores = tf.where(usable, scores, -2.0)
+        size = tf.minimum(self.shortlist, tf.shape(scores)[1])
+        best, at = tf.math.top_k(scores, size)
+        seed = tf.stack([tf.cast(self.seed, tf.int64) + 2, self.steps])
+        chance = tf.random.stateless_uniform(tf.shape(best), seed)
+        take = tf.minimum(self.settings.hard_negatives, size)
+        _, drawn = tf.math.top_k(tf.where(best > -1.5, chance, -1.0), take)
+        real = tf.gather(best, drawn, batch_dims=1) > -1.5
+        list_ = tf.concat([target[:, None], tf.gather(at, drawn, batch_dims=1)], 1)
+        return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1)
+
+    def _with_rejected(self, list_, real, batch, at, each):
+        """Adds the last items of the window that the user turned down."""
+        count = min(self.settings.rejected, batch["history"].shape[1])
+        if not count:
+            return list_, real
+        label = batch["history_feedback"]
+        liked = tf.reduce_any(label[..., None] == self.positives, -1)
+        place = tf.range(1, tf.shape(label)[1] + 1)
+        rank = tf.where(~liked & (batch["history"] >= 0), place, 0)
+        last, where = tf.math.top_k(rank, count)
+        more = tf.gather(at["history"], where, batch_dims=1)
+        return (tf.concat([list_, tf.repeat(more, each, axis=0)], 1),
+                tf.concat([real, tf.repeat(last > 0, each, axis=0)], 1))
+
+    def _score_shortlist(self, user, items, pooled, list_, training):
+        unique, index = tf.unique(tf.reshape(list_, [-1]))
+        tokens, mask = self.item_tower(
+            self.items.rows(tf.gather(items, unique)), training=training)
+        index = tf.reshape(index, tf.shape(list_))
+        return self.rank(user, tf.gather(pooled, list_), tf.gather(tokens, index),
+                         tf.gather(mask, index), training=training)
+
+    def _mean(self, name, losses, weight):
+        """This replica's share of the weighted mean over all replicas' targets."""
+        context = tf.distribute.get_replica_context()
+        total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(weight))
+        losses = tf.where(weight > 0, losses, tf.zeros_like(losses))
+        self.meters[name].update_state(losses, weight)
+        return tf.math.divide_no_nan(tf.reduce_sum(losses * weight), total)
+
+
+def request_gap(history_time, seen, time):
+    """Bucket of the time between the last event seen and the request, `[B, T]`.
+
+    Args:
+      history_time: `[B, W]` ms.
+      seen: `[B, T]` events before the request.
+      time: `[B, T]` ms, 0 where unknown.
+    """
+    last = tf.gather(history_time, tf.maximum(seen - 1, 0), batch_dims=1)
+    return gap(tf.where(seen > 0, last, tf.zeros_like(last)), time)
+
+
+def build(config: Config, *, items: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray],
+          item_columns, user_columns, frequency: np.ndarray,
+          positives_of: tf.RaggedTensor) -> Recommender:
+    """The model of a run: the one place where config meets layers.
+
+    Args:
+      config: All settings.
+      items, users: Features by row; see `towers.FeatureTokens`. Items have `id`.
+      item_columns, user_columns: `catalog.Column` of each feature column, by name.
+      frequency: `[I]` share of each item among the training targets.
+      positives_of: `[U, None]` item rows of each user's training positives.
+    """
+    settings = config.model
+    dim, drop = settings.dim, settings.dropout
+    item_encoders = {"id": encoders.CategoryTokens(len(frequency), dim, settings.id_dropout)}
+    item_encoders |= _encoders(item_columns, items, dim, drop)
+    user_encoders = _encoders(user_columns, users, dim, drop)
+    if settings.user_id:
+        user_encoders["id"] = encoders.CategoryTokens(positives_of.shape[0], dim, 0.5)
+    tower = UserTower(
+        user_encoders, dim=dim, heads=settings.heads, blocks=settings.blocks,
+        length=config.examples.history, dropout=drop, time=settings.time)
+    loss = config.loss
+    return Recommender(
+        item_tower=ItemTower(item_encoders), user_tower=tower,
+        scorer=AttentionWeightedCosine(**config.scorer.model_dump()),
+        retrieval=tasks.Retrieval(
+            group=loss.group, logq=loss.logq, temperature=loss.temperature),
+        items=Features(items), users=Features(users), frequency=frequency,
+        positives_of=positives_of, settings=loss, shortlist=config.index.shortlist,
+        positives=tuple(LABELS.index(label) for label in config.examples.positives),
+        seed=config.train.seed)
+
+
+def _encoders(columns, features, dim: int, dropout: float):
+    make = {
+        "category": lambda c: encoders.CategoryTokens(len(c.vocabulary), dim),
+        "categories": lambda c: encoders.CategoryTokens(len(c.vocabulary), dim),
+        "number": lambda c: encoders.NumberTokens(c.knots, dim),
+        "time": lambda c: encoders.NumberTokens(c.knots, dim),
+        "embedding": lambda c: encoders.EmbeddingTokens(dim, dropout),
+    }
+    made = {name: make[column.kind](column) for name, column in columns.items()}
+    if "text" in features:
+        made["text"] = encoders.TextTokens(dim, dropout)
+        real = features["text_mask"].any(-1)
+        made["text"].adapt(features["text_mean"][real])
+    return made
