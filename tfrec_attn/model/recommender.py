@@ -4,8 +4,8 @@ Letters: I items, B examples, W events of a window, T targets, R ranked targets 
 example, C candidates, n user tokens, m item tokens, d width.
 """
 
-import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -35,8 +35,7 @@ class Features:
                 if name not in without}
 
 
-@dataclasses.dataclass(frozen=True)
-class ItemMatrices:
+class ItemMatrices(NamedTuple):
     """What the item tower makes of every item.
 
     Attributes:
@@ -51,8 +50,7 @@ class ItemMatrices:
     mask: tf.Tensor
 
 
-@dataclasses.dataclass(frozen=True)
-class UserState:
+class UserState(NamedTuple):
     """What the user tower makes of users at one moment each.
 
     Attributes:
@@ -157,6 +155,31 @@ class Recommender(tfrs.Model):
         # The ranking learns how far to trust the retrieval, it does not bend it.
         scale = tf.stop_gradient(tf.exp(self.retrieval.log_scale))
         return score + self.prior * scale * tf.stop_gradient(cosine)
+
+    @tf.function(reduce_retracing=True)
+    def users_at(self, profile, vectors, batch):
+        """`encode_users` as a graph."""
+        return self.encode_users(profile, vectors, batch)
+
+    @tf.function(reduce_retracing=True)
+    def rank_at(self, user, pooled, tokens, mask):
+        """`rank` as a graph."""
+        return self.rank(user, pooled, tokens, mask)
+
+    def warm_up(self) -> None:
+        """Makes all weights, by a call on one made-up user."""
+        batch = {"history": tf.zeros((1, 1), tf.int32), "history_feedback": tf.zeros((1, 1), tf.int32),
+                 "history_time": tf.zeros((1, 1), tf.int64), "seen": tf.ones(1, tf.int32),
+                 "time": tf.zeros(1, tf.int64)}
+        rows = tf.zeros(1, tf.int32)
+        vector = self.item_tower.vector(self.items.rows(rows))
+        tokens, mask = self.item_tower(self.items.rows(rows))
+        pooled = self.item_tower.pool(vector)
+        with self.distribute_strategy.scope():
+            self.retrieval.build(None)
+            user = self.encode_users(self.users.rows(rows), vector, batch)
+            score = self.rank(user, pooled[None], tokens[None], mask[None])
+            self.feedback(user.query, pooled, score[:, 0])
 
     # What is trained.
 

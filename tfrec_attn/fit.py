@@ -1,0 +1,179 @@
+"""Training: strategy, optimizer, schedule, checkpoints, early stopping, progress."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tqdm import tqdm
+
+from tfrec_attn.data import batches
+from tfrec_attn.data.examples import Examples
+from tfrec_attn.model.recommender import Recommender
+
+
+def strategy(name: str) -> tf.distribute.Strategy:
+    """`auto` and `mirrored` use all visible devices, `one` the first of them."""
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if name == "one":
+        return tf.distribute.OneDeviceStrategy(devices[0].name)
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def deterministic(seed: int) -> None:
+    """Makes a run a function of its seed: weights, order, dropout and sums.
+
+    Dropout draws from generators that a checkpoint holds, so that a resumed run goes on
+    where it was.
+    """
+    tf_keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+    tf_keras.backend.experimental.enable_tf_random_generator()
+
+
+def fit(model: Recommender, examples: Examples, validate: Callable[[], dict[str, float]], *,
+        settings: Any, out: Path, resume: bool = False) -> list[dict[str, float]]:
+    """Trains until the epochs are over or the validation metric no longer rises.
+
+    Args:
+      model: Built inside its strategy's scope.
+      examples: Of training.
+      validate: Gives the metrics of the validation fold by name.
+      settings: See `config.Train`.
+      out: Run folder: `checkpoints/` holds the last and the best state, `history.jsonl` a
+        line an epoch.
+      resume: Whether to go on from the last state in `out`, where there is one.
+
+    Returns:
+      The metrics of each epoch; the model then has the weights of the best one.
+
+    Raises:
+      ValueError: When `settings.monitor` is no metric of `validate`.
+      FloatingPointError: When a loss is not finite; names epoch and batch.
+    """
+    per_epoch = batches.steps(examples, settings.batch_size)
+    total = per_epoch * settings.epochs
+    schedule = tf_keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, int(total * (1 - settings.warmup))), alpha=0.05,
+        warmup_target=settings.learning_rate, warmup_steps=max(1, int(total * settings.warmup)))
+    with model.distribute_strategy.scope():
+        model.compile(optimizer=tf_keras.optimizers.AdamW(
+            schedule, weight_decay=settings.weight_decay, global_clipnorm=settings.clip))
+    keeper = Keeper(model, validate, out, settings.monitor, settings.patience)
+    if resume:
+        keeper.restore()
+    if keeper.stopped or keeper.done >= settings.epochs:
+        keeper.take_best()
+        return keeper.history
+    stream = batches.training(
+        examples, settings.batch_size, seed=settings.seed, epoch=keeper.done)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    targets = len(examples.targets)
+    model.fit(
+        stream.with_options(options), epochs=settings.epochs, initial_epoch=keeper.done,
+        steps_per_epoch=per_epoch, verbose=0,
+        callbacks=[StopAtNaN(), keeper, Progress(per_epoch, targets / per_epoch),
+                   tf_keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False)])
+    keeper.take_best()
+    return keeper.history
+
+
+class StopAtNaN(tf_keras.callbacks.Callback):
+    """Stops at the first loss that is not finite."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"The loss of epoch {self.epoch + 1}, batch {batch + 1} is {logs['loss']}: "
+                "lower train.learning_rate, or look for values out of range in the tables.")
+
+
+class Keeper(tf_keras.callbacks.Callback):
+    """Validates after each epoch, keeps the last and the best state, stops early."""
+
+    def __init__(self, model, validate, out: Path, monitor: str, patience: int):
+        super().__init__()
+        self.validate, self.out = validate, out
+        self.monitor, self.patience = monitor, patience
+        self.history: list[dict[str, float]] = []
+        self.recommender = model
+        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        place = out / "checkpoints"
+        self.last = tf.train.CheckpointManager(state, place, 1, checkpoint_name="last")
+        self.best = place / "best"
+
+    @property
+    def done(self) -> int:
+        return len(self.history)
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.history) and self.done - 1 - self._best_epoch() >= self.patience
+
+    def _best_epoch(self) -> int:
+        return int(np.argmax([line[self.monitor] for line in self.history]))
+
+    def restore(self) -> None:
+        """Goes on from the last complete epoch; begins anew where there is none."""
+        if not self.last.latest_checkpoint:
+            return
+        done = int(Path(self.last.latest_checkpoint).name.split("-")[-1])
+        lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
+        self.history = [json.loads(line) for line in lines[:done]]
+        self.last.restore_or_initialize()
+
+    def on_epoch_end(self, epoch, logs=None):
+        # The meters are of the epoch; `logs` may be one replica's.
+        line = {"epoch": epoch + 1, **{f"train_{k}": float(v) for k, v in logs.items()}}
+        found = self.validate()
+        if self.monitor not in found:
+            raise ValueError(f"train.monitor={self.monitor!r} is none of the validation's "
+                             f"metrics: {', '.join(found)}.")
+        logs.update({f"val_{name}": value for name, value in found.items()})
+        self.history.append({**line, **found})
+        if self._best_epoch() == self.done - 1:
+            weights(self.recommender).write(str(self.best))
+        # The line first: a checkpoint without its line could not be resumed from.
+        text = "".join(json.dumps(entry) + "\n" for entry in self.history)
+        partial = self.out / "history.jsonl.partial"
+        partial.write_text(text, "utf-8")
+        partial.replace(self.out / "history.jsonl")
+        self.last.save(checkpoint_number=self.done)
+        self.model.stop_training = self.stopped
+
+    def take_best(self) -> None:
+        weights(self.recommender).read(str(self.best)).expect_partial()
+
+
+def weights(model: Recommender) -> tf.train.Checkpoint:
+    """What a trained model is: its variables, without the optimizer's."""
+    return tf.train.Checkpoint(model=model)
+
+
+class Progress(tf_keras.callbacks.Callback):
+    """A bar for each epoch: loss, targets a second, time left; then the validation."""
+
+    def __init__(self, steps: int, targets: float):
+        super().__init__()
+        self.steps, self.targets = steps, targets
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.bar = tqdm(total=round(self.steps * self.targets), unit="example",
+                        desc=f"epoch {epoch + 1}/{self.params['epochs']}")
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self.bar.update(round((batch + 1) * self.targets) - self.bar.n)
+
+    def on_epoch_end(self, epoch, logs=None):
+        shown = {k: f"{v:.4f}" for k, v in logs.items() if k.startswith("val_") and "@10" in k}
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", **shown)
+        self.bar.close()

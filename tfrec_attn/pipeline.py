@@ -1,0 +1,190 @@
+"""From a configuration to what a model is made of and trained on; the commands share it.
+
+Tables, split, catalogs and encoded texts: all of it is a function of the config and of the
+files that it names, so that `evaluate` and `export` see what `train` saw.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrec_attn import assets
+from tfrec_attn.config import Config
+from tfrec_attn.data import catalog, examples, sources, splits, tables
+from tfrec_attn.labels import LABELS
+from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.model import recommender
+from tfrec_attn.model.tokenizer import WordPiece
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What a run stands on.
+
+    Attributes:
+      config: With the schema that was inferred.
+      tables, split: The checked tables and the folds of their interactions.
+      items, users: The catalogs.
+      item_features, user_features: Arrays by row, texts encoded; see
+        `towers.FeatureTokens`.
+      frequency: `[I]` share of each item among the training targets.
+      truncated: Share of item texts that were longer than `text.max_length`.
+    """
+
+    config: Config
+    tables: tables.Tables
+    split: splits.Split
+    items: catalog.Catalog
+    users: catalog.Catalog
+    item_features: dict[str, np.ndarray]
+    user_features: dict[str, np.ndarray]
+    frequency: np.ndarray
+    truncated: float
+
+    @property
+    def label_is_positive(self) -> np.ndarray:
+        """`[labels]` bool."""
+        return np.isin(LABELS, self.config.examples.positives)
+
+    def events(self, rows: np.ndarray) -> examples.Events:
+        """Some rows of the interactions, sorted."""
+        columns = ("user", "item", "time", "feedback", "weight")
+        return examples.sort(
+            *(self.tables.interactions[c].to_numpy() for c in columns), rows=rows)
+
+    def training(self) -> examples.Examples:
+        """Windows over the training fold; its positive events are the targets."""
+        past = self.events(self.split.train)
+        goal = past.take(np.flatnonzero(self.label_is_positive[past.feedback]))
+        settings = self.config.examples
+        return examples.make(past, goal, length=settings.history, count=settings.targets)
+
+    def held_out(self, fold: str) -> examples.Examples:
+        """One example for each new positive event of `validation` or `test`: what the
+        user already had in the earlier folds is no target, as it is never recommended."""
+        past = self.events(self.split.known(fold))
+        goal = self.events(getattr(self.split, fold))
+        seen = _pairs(past, len(self.items))
+        fresh = ~np.isin(_pairs(goal, len(self.items)), seen)
+        wanted = fresh & self.label_is_positive[goal.feedback]
+        if not fresh.all():
+            logger.info("%s: %d events repeat a known item and are no targets", fold, (~fresh).sum())
+        return examples.make(
+            past, goal.take(np.flatnonzero(wanted)), length=self.config.examples.history)
+
+
+def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
+    return events.user.astype(np.int64) * n_items + events.item
+
+
+def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
+    """The tables that the config names, and the config with their schema."""
+    data, schema = config.data, config.schema_
+    paths: tuple[Any, Any, Any] = (data.items, data.users, data.interactions)
+    if data.source:
+        folder = sources.movielens_100k()
+        paths = tuple(folder / f"{name}.csv" for name in ("items", "users", "interactions"))
+    if paths[0] is None:
+        raise ValueError("No tables: set data.source, or data.items and data.interactions.")
+    found = tables.read_tables(
+        paths[0], paths[1], paths[2], schema=schema, bad_rows=data.bad_rows,
+        rejects_path=out / "rejects.csv" if out else None)
+    return config.model_copy(update={"schema_": found.schema}), found
+
+
+def prepare(config: Config, out: Path | None = None,
+            learned: tuple[dict, dict] | None = None) -> Prepared:
+    """Reads, splits and encodes.
+
+    Args:
+      config: All settings.
+      out: The run's folder, which keeps the encoded texts and the rejects.
+      learned: Item and user columns of the trained run, to read the tables its way.
+    """
+    config, found = read(config, out)
+    events = found.interactions
+    split = _split(config, events)
+    schema = found.schema
+    items = catalog.make(found.items, schema.items.columns or {}, learned and learned[0])
+    users = catalog.make(
+        found.users, (schema.users and schema.users.columns) or {}, learned and learned[1])
+    positive = np.isin(LABELS, config.examples.positives)
+    train = events[split.train]
+    goal = train["item"].to_numpy()[positive[train["feedback"].to_numpy()]]
+    counts = np.bincount(goal, minlength=len(items))
+    if not counts.sum():
+        raise ValueError(
+            f"No training event has a label of examples.positives="
+            f"{list(config.examples.positives)}. Map feedback or widen the setting.")
+    item_features, truncated = _features(config, items, out and out / "item_texts.npz")
+    user_features, _ = _features(config, users, out and out / "user_texts.npz")
+    rows = np.arange(1, len(items) + 1, dtype=np.int32)
+    # An item without a training event has no id token: nothing was learned for it.
+    item_features["id"] = np.where(counts > 0, rows, 0)
+    user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
+    return Prepared(config, found, split, items, users, item_features, user_features,
+                    counts / counts.sum(), truncated)
+
+
+def _split(config: Config, events) -> splits.Split:
+    settings = config.split
+    options: dict[str, Any] = {}
+    if settings.name in ("global-time", "random"):
+        options = {"validation": settings.share, "test": settings.share}
+    elif settings.name in ("cold-items", "cold-users"):
+        options = {"share": settings.share}
+    if settings.name in ("cold-items", "cold-users", "random"):
+        options["seed"] = settings.seed
+    return splits.split(
+        settings.name.replace("-", "_"),
+        *(events[c].to_numpy() for c in ("user", "item", "time")), **options)
+
+
+def _features(config: Config, table: catalog.Catalog, cache: Path | None):
+    """The catalog's arrays and its encoded texts."""
+    features = dict(table.features)
+    if not config.text.backbone or not any(table.texts):
+        return features, 0.0
+    folder = assets.backbone(config.text.backbone)
+    tokenizer = WordPiece(folder)
+    ids, cut = tokenizer(tf.constant(list(table.texts)), config.text.max_length)
+    ids = ids.numpy()
+    ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
+    if cache is not None and cache.exists():
+        kept = np.load(cache)
+        if np.array_equal(kept["ids"], ids) and str(kept["backbone"]) == config.text.backbone:
+            return features | _text(kept["hidden"], ids, tokenizer.pad_id, table), cut.numpy().mean()
+    with tqdm(total=len(ids), desc="encoding texts", unit="text") as bar:
+        hidden = bert_lib.encode(bert_lib.load(folder), ids, dtype=np.float16, progress=bar.update)
+    if cache is not None:
+        np.savez(cache, ids=ids, hidden=hidden, backbone=config.text.backbone)
+    return features | _text(hidden, ids, tokenizer.pad_id, table), float(cut.numpy().mean())
+
+
+def _text(hidden: np.ndarray, ids: np.ndarray, pad_id: int, table: catalog.Catalog):
+    # An empty text is [CLS] [SEP], of which BERT says something all the same: no token.
+    mask = (ids != pad_id) & np.asarray([bool(t) for t in table.texts])[:, None]
+    total = (hidden.astype(np.float32) * mask[..., None]).sum(1)
+    mean = total / np.maximum(mask.sum(1, keepdims=True), 1)
+    return {"text": hidden, "text_mask": mask, "text_mean": mean.astype(np.float32)}
+
+
+def build(prepared: Prepared) -> recommender.Recommender:
+    """The untrained model of a prepared run."""
+    past = prepared.events(prepared.split.train)
+    past = past.take(np.flatnonzero(prepared.label_is_positive[past.feedback]))
+    sizes = np.bincount(past.user, minlength=len(prepared.users))
+    profile = {name: value for name, value in prepared.user_features.items()
+               if name != "id" or prepared.config.model.user_id}
+    return recommender.build(
+        prepared.config, items=prepared.item_features, users=profile,
+        item_columns=prepared.items.columns, user_columns=prepared.users.columns,
+        frequency=prepared.frequency,
+        positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes))

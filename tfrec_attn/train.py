@@ -1,0 +1,79 @@
+"""`python -m tfrec_attn.train`: from tables to a trained run folder."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from tfrec_attn import config as config_lib
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="tfrec_attn.train", description=__doc__)
+    p.add_argument("--config", help="TOML file; see configs/")
+    p.add_argument("--items", help="table of items, instead of data.items in the config")
+    p.add_argument("--users", help="table of users")
+    p.add_argument("--interactions", help="table of interactions")
+    p.add_argument("--out", required=True, help="run folder")
+    p.add_argument("--set", action="append", default=[], metavar="section.field=value",
+                   help="changes one setting; may be repeated")
+    p.add_argument("--bad-rows", choices=("stop", "set-aside"))
+    p.add_argument("--strategy", choices=("auto", "one", "mirrored"))
+    p.add_argument("--resume", action="store_true", help="go on after the last full epoch")
+    return p
+
+
+def settings(args: argparse.Namespace) -> config_lib.Config:
+    """The config of a command line; flags count as overrides before `--set`."""
+    flags = {"data.items": args.items, "data.users": args.users,
+             "data.interactions": args.interactions, "data.bad_rows": args.bad_rows,
+             "train.strategy": args.strategy}
+    overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
+    return config_lib.load(args.config, [*overrides, *args.set])
+
+
+def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
+    """Trains, evaluates on the test fold once, and writes all of it to `out`."""
+    from tfrec_attn import evaluate, fit, metrics, pipeline, plots, runs
+
+    out.mkdir(parents=True, exist_ok=True)
+    fit.deterministic(config.train.seed)
+    prepared = pipeline.prepare(config, out)
+    runs.begin(out, prepared)
+    logging.info("split %s: %s", prepared.split.name, prepared.split.promise)
+    strategy = fit.strategy(config.train.strategy)
+    with strategy.scope():
+        model = pipeline.build(prepared)
+    model.warm_up()
+    validate = lambda: metrics.summary(evaluate.evaluate(model, prepared, "validation"))
+    history = fit.fit(model, prepared.training(), validate, settings=config.train, out=out,
+                      resume=resume)
+    plots.learning_curves(history, out / "learning_curves.png")
+    table = evaluate.report(model, prepared, "test")
+    print(evaluate.show(table), file=sys.stderr)
+    result = {
+        "split": prepared.split.name, "digest": prepared.split.digest,
+        "epochs": len(history), "best_validation": max(h[config.train.monitor] for h in history),
+        "truncated_texts": prepared.truncated, "rejected_rows": len(prepared.tables.rejects),
+        "test": table}
+    runs.write_json(out / "metrics.json", result)
+    return result
+
+
+def main(argv=None) -> int:
+    args = parser().parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    try:
+        result = run(settings(args), Path(args.out), resume=args.resume)
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"tfrec_attn.train: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
