@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tfrec_attn import assets
 from tfrec_attn.config import Config
-from tfrec_attn.data import catalog, examples, sources, splits, tables
+from tfrec_attn.data import catalog, examples, splits, tables
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import recommender
@@ -89,6 +89,8 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
     data, schema = config.data, config.schema_
     paths: tuple[Any, Any, Any] = (data.items, data.users, data.interactions)
     if data.source:
+        from tfrec_attn.data import sources
+
         folder = sources.movielens_100k()
         paths = tuple(folder / f"{name}.csv" for name in ("items", "users", "interactions"))
     if paths[0] is None:

@@ -172,10 +172,10 @@ class Recommender(tfrs.Model):
                  "history_time": tf.zeros((1, 1), tf.int64), "seen": tf.ones(1, tf.int32),
                  "time": tf.zeros(1, tf.int64)}
         rows = tf.zeros(1, tf.int32)
-        vector = self.item_tower.vector(self.items.rows(rows))
-        tokens, mask = self.item_tower(self.items.rows(rows))
-        pooled = self.item_tower.pool(vector)
         with self.distribute_strategy.scope():
+            features = self.items.rows(rows)
+            vector, (tokens, mask) = self.item_tower.vector(features), self.item_tower(features)
+            pooled = self.item_tower.pool(vector)
             self.retrieval.build(None)
             user = self.encode_users(self.users.rows(rows), vector, batch)
             score = self.rank(user, pooled[None], tokens[None], mask[None])
