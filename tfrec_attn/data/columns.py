@@ -17,7 +17,8 @@ _UNITS = (("seconds", 1e11, 1e3), ("milliseconds", 1e14, 1.0))
 _FINER_UNITS = (("microseconds", 1e17, 1e-3), ("nanoseconds", np.inf, 1e-6))
 _ISO = (
     r"^(\d{4}-\d{2}-\d{2})"
-    r"(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)? ?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
+    r"(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?"
+    r" ?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 _1980 = 315_532_800_000
 
@@ -51,7 +52,7 @@ def as_text(series: pl.Series) -> pl.Series:
         return _strings(series).list.join(", ")
     if kind.is_nested() or kind in (pl.Binary, pl.Object):
         raise ValueError(
-            f"column {series.name!r} holds {kind}, which cannot be read as text, id or category."
+            f"column {series.name!r} holds {kind}, which is no text, id or category."
         )
     return series.cast(pl.String)
 
@@ -60,15 +61,16 @@ def identifier(series: pl.Series) -> Column:
     """Ids as strings: 42, "42" and 42.0 are the same id, "007" is another than 7."""
     if series.dtype.is_nested():
         raise ValueError(
-            f"column {series.name!r} holds {series.dtype}; ids are strings or whole numbers."
+            f"column {series.name!r} holds {series.dtype}; an id is a string or a whole number."
         )
     text = as_text(series)
     ids = text.str.strip_chars()
     missing = ids.is_null() | ids.is_in(["", *_MISSING])
     faults = [("is no id: an id must not be empty or nan", missing)]
     if series.dtype.is_float():
-        broken = ~missing & ((series != series.round()) | (series.abs() > 2**53)).fill_null(True)
-        faults.append(("is no id: a number must be whole and below 2^53; use strings", broken))
+        whole = (series == series.round()) & (series.abs() < 2**53)
+        broken = ~missing & ~whole.fill_null(False)
+        faults.append(("is no id: a number must be whole and below 2^53", broken))
         missing |= broken
     elif series.dtype == pl.String and _all_whole_floats(ids.filter(~missing)):
         # A column of whole numbers with gaps, as pandas writes it.
@@ -97,7 +99,8 @@ def _float(series: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Numbers (null where missing or unreadable) and whether each could be read."""
     kind = series.dtype
     if kind.is_numeric() or kind in (pl.Boolean, pl.Null):
-        return series.cast(pl.Float64).fill_nan(None), pl.repeat(True, len(series), eager=True)
+        readable = pl.repeat(True, len(series), eager=True)
+        return series.cast(pl.Float64).fill_nan(None), readable
     if kind in (pl.Categorical, pl.Enum):
         series = series.cast(pl.String)
     elif kind != pl.String:
@@ -138,8 +141,8 @@ def time(series: pl.Series) -> Column:
     early = (millis.abs() < _1980).sum() if main != "ISO 8601" else 0
     if early:
         notes.append(
-            f"{early} time(s), read as {main} since 1970, lie before 1980: their order is kept, "
-            "their distances may be wrong"
+            f"{early} time(s), read as {main} since 1970, lie before 1980: their order is "
+            "kept, their distances may be wrong"
         )
     return Column(
         millis,
@@ -188,7 +191,8 @@ def _from_iso(series: pl.Series) -> tuple[pl.Series, int]:
     ) * pl.when(digits.str.starts_with("-")).then(-1).otherwise(1)
     millis = local + thousandths.fill_null(0) - minutes.fill_null(0) * 60_000
     found = groups.select(
-        millis.alias("ms"), (millis.is_not_null() & pl.col(zone).is_null()).alias("zoneless")
+        millis.alias("ms"),
+        (millis.is_not_null() & pl.col(zone).is_null()).alias("zoneless"),
     )
     return found["ms"].alias(series.name), int(found["zoneless"].sum())
 
@@ -260,6 +264,6 @@ def _float_lists(series: pl.Series) -> pl.Series:
 
 
 def _most_common(series: pl.Series):  # type: ignore[no-untyped-def]
-    """The most frequent value that is not null; of several the smallest; None if none is."""
+    """The most frequent value, of several the smallest; None if all are null."""
     filled = series.drop_nulls()
     return filled.mode().sort()[0] if len(filled) else None

@@ -1,9 +1,9 @@
 """CSV, TSV and their like: fields, and the line on which each record begins.
 
-polars parses; but it fills short rows with nulls without a word and knows no line numbers.
-So the file's structure is read off its bytes first, in NumPy: where records end and how many
-fields each has. A file with a fault in its structure takes a second, careful way, record by
-record, that names the faulty lines and keeps the others.
+polars parses, but it fills short rows with nulls without a word and knows no line numbers.
+So the file's structure is read off its bytes first, in NumPy: where records end and how
+many fields each has. A file with a fault in its structure takes a second, careful way,
+record by record, that names the faulty lines and keeps the others.
 """
 
 import io
@@ -16,12 +16,10 @@ import polars as pl
 Fault = tuple[int, str, str]  # line, text, rule
 Parsed = tuple[pl.DataFrame, pl.Series, list[Fault]]  # frame, line of each row, faults
 
-NOT_UTF8 = (
-    'is not UTF-8; if all of the file has another encoding, set file.encoding (as "latin-1")'
-)
+NOT_UTF8 = 'is not UTF-8; if the whole file is not, set file.encoding (as "latin-1")'
 BAD_QUOTE = (
-    "has a quoted field that does not end, or text beside the quotes; if quotes are ordinary "
-    "characters in this file, set file.quoting = false"
+    "has a quoted field that does not end, or text beside the quotes; if quotes are "
+    "ordinary characters in this file, set file.quoting = false"
 )
 
 
@@ -156,12 +154,12 @@ def _careful(
     quoting: bool,
 ) -> Parsed:
     text = data.decode()
-    begin = len(data[:start].decode())
-    line = text.count("\n", 0, begin) + 1
+    body = len(data[:start].decode())
+    line = text.count("\n", 0, body) + 1
     rows: list[list[str]] = []
     lines: list[int] = []
     faults: list[Fault] = []
-    for begin, end, fields in _records(text, begin, separator, quoting):
+    for begin, end, fields in _records(text, body, separator, quoting):
         spanned = text.count("\n", begin, end)
         record = text[begin : end - 1]
         alien = [foreign[n] for n in range(line, line + spanned) if n in foreign]

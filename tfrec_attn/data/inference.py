@@ -38,7 +38,9 @@ _TIME = (
     "timestamp time ts datetime date createdat eventtime eventtimestamp timestampms "
     "unixreviewtime reviewtime invoicedate"
 ).split()
-_FEEDBACK = "rating ratings stars score overall feedback event eventtype action behavior".split()
+_FEEDBACK = (
+    "rating ratings stars score overall feedback event eventtype action behavior".split()
+)
 _TITLE = "title name headline movietitle productname itemname".split()
 _TEXT = (
     "description overview plot text summary body abstract content tagline subtitle caption "
@@ -108,11 +110,13 @@ def _interactions(
     if time is None:
         moments = [name for name in names if raw.frame.schema[name].is_temporal()]
         time = _named(names, _TIME) or next(iter(moments), "")
+    labels = _feedback(schema.feedback or FeedbackSchema(), raw)
+    _log_unused(raw, {user, item, time, labels.column or "", schema.weight or ""})
     return InteractionSchema(
         user=user,
         item=item,
         time=time,
-        feedback=_feedback(schema.feedback or FeedbackSchema(), raw),
+        feedback=labels,
         weight=schema.weight or None,
         file=schema.file,
     )
@@ -134,7 +138,9 @@ def _feedback(schema: FeedbackSchema, raw: RawTable) -> FeedbackSchema:
 
 
 def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
-    text = columns.as_text(raw.frame[column]).str.strip_chars().replace("", None).drop_nulls()
+    text = (
+        columns.as_text(raw.frame[column]).str.strip_chars().replace("", None).drop_nulls()
+    )
     values = text.unique(maintain_order=True)
     numbers = values.cast(pl.Float64, strict=False).drop_nulls()
     if len(numbers) and len(numbers) >= _MOST * len(values):
@@ -269,7 +275,7 @@ def _kind(name: str, series: pl.Series, hint: str) -> tuple[Kind | None, str]:
         if _share(columns.time(series)) >= _MOST and not _CODE.search(plain):
             return "time", ""
         for kind, pattern in (("image", _IMAGE), ("audio", _AUDIO)):
-            if series.str.contains(pattern).all():
+            if series.str.contains(pattern).all() and not series.str.contains("://").any():
                 return kind, ""  # type: ignore[return-value]
         if _listed(series, "|"):
             return "categories", ""

@@ -69,13 +69,18 @@ def _column(name: str, values: list[Any]) -> pl.Series:
     filled = [value for value in values if value is not None]
     if any(isinstance(value, list) for value in filled):
         lists = [
-            value if isinstance(value, list) or value is None else [value] for value in values
+            value if isinstance(value, list) or value is None else [value]
+            for value in values
         ]
         inner = _one_type([one for row in lists for one in row or [] if one is not None])
-        cast = [row and [one if one is None else inner(one) for one in row] for row in lists]
+        cast = [
+            row and [one if one is None else inner(one) for one in row] for row in lists
+        ]
         return pl.Series(name, cast, strict=False)
     one = _one_type(filled)
-    return pl.Series(name, [None if value in (None, "") else one(value) for value in values])
+    return pl.Series(
+        name, [None if value in (None, "") else one(value) for value in values]
+    )
 
 
 def _one_type(values: list[Any]) -> Callable[[Any], Any]:

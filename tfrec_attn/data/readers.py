@@ -69,7 +69,9 @@ def read(path: str | Path, file_format: FileFormat | None = None) -> RawTable:
 
 def _kind(path: Path) -> str:
     """The suffix that tells the format, without `.gz`."""
-    return path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    return (
+        path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    )
 
 
 def _shards(folder: Path) -> list[Path]:

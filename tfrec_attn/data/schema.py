@@ -19,7 +19,9 @@ Kind = Literal["category", "categories", "number", "time", "embedding", "image",
 RESERVED = ("id", "text")
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_NUMERIC_RULE = re.compile(r"\s*(>=|<=|==|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*")
+_NUMERIC_RULE = re.compile(
+    r"\s*(>=|<=|==|>|<)\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
+)
 
 
 def template_parts(template: str) -> list[str]:
@@ -198,23 +200,18 @@ class Schema(_Settings):
         lines: list[str] = [
             f"# Kinds of columns: {', '.join(Kind.__args__)}.",  # type: ignore[attr-defined]
         ]
-        for name, table in self.model_dump(exclude_none=True).items():
-            lines += _toml_table(f"{prefix}.{name}", table, _defaults(table))
+        # What is None or its default goes without saying; `columns = {}` says "no features".
+        for name, table in self.model_dump(exclude_defaults=True).items():
+            lines += _toml_table(f"{prefix}.{name}", table)
         return "\n".join(lines) + "\n"
 
 
-def _defaults(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that go without saying. `columns = {}` says something: no features."""
-    return {"separators": {}, "file": FileFormat().model_dump(exclude_none=True)}
-
-
-def _toml_table(path: str, table: Mapping[str, Any], hidden: Mapping[str, Any]) -> list[str]:
-    shown = {key: value for key, value in table.items() if hidden.get(key, ...) != value}
+def _toml_table(path: str, table: Mapping[str, Any]) -> list[str]:
     lines = ["", f"[{path}]"]
     deeper: list[str] = []
-    for key, value in shown.items():
+    for key, value in table.items():
         if isinstance(value, Mapping):
-            deeper += _toml_table(f"{path}.{_toml_key(key)}", value, {})
+            deeper += _toml_table(f"{path}.{_toml_key(key)}", value)
         else:
             lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
     return lines + deeper

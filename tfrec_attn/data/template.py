@@ -35,7 +35,9 @@ def fill(template: str, fields: dict[str, pl.Series], height: int) -> pl.Series:
     """
     parts = template_parts(template)
     if len(parts) == 1:
-        return pl.repeat(template.strip(), height, dtype=pl.String, eager=True).alias("text")
+        return pl.repeat(template.strip(), height, dtype=pl.String, eager=True).alias(
+            "text"
+        )
     frame = pl.DataFrame({f"f{i}": fields[name] for i, name in enumerate(parts[1::2])})
     gaps = pl.sum_horizontal(is_missing(pl.col(name)) for name in frame.columns)
     text = (
