@@ -14,22 +14,23 @@ MINILM = "all-MiniLM-L6-v2"
 Files = Mapping[str, tuple[int, str]]  # name → bytes, SHA-256
 
 
-def _files(table: str) -> Files:
+def files_of(table: str) -> Files:
+    """One file a line: its name, its bytes, its SHA-256."""
     rows = (line.split() for line in table.strip().splitlines())
     return {name: (int(size), sha256) for name, size, sha256 in rows}
 
 
-_GROUPLENS = _files("""
+_GROUPLENS = files_of("""
 u.data 1979173 06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490
 u.item 236344 553841ebc7de3a0fd0d6b62a204ea30c1e651aacfb2814c7a6584ac52f2c5701
 u.user 22628 f120e114da2e8cf314fd28f99417c94ae9ddf1cb6db8ce0e4b5995d40e90e62c
 """)
-_RECBOLE = _files("""
+_RECBOLE = files_of("""
 ml-100k.inter 1979230 4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff
 ml-100k.item 66632 51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532
 ml-100k.user 22697 4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972
 """)
-_MINILM = _files("""
+_MINILM = files_of("""
 config.json 612 953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41
 model.safetensors 90868376 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
 special_tokens_map.json 112 303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3

@@ -11,12 +11,14 @@ printed (`Usual Suspects, The`).
 import csv
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+import filelock
+
 from tfrec_attn import assets
+from tfrec_attn.origins import MOVIELENS, files_of
 
 ITEMS = ("item_id", "title", "year", "genres")
 USERS = ("user_id", "age", "gender", "occupation", "zip_code")
@@ -49,10 +51,10 @@ _TITLE = re.compile(r"(?P<title>.*?)\s*\((?P<year>\d{4})\)(\s*\(V\))?\s*")
 
 
 # The bytes that the rules above give, by which a whole set of tables is known.
-TABLES = parse_files("""
-items.csv 0 0
-users.csv 0 0
-interactions.csv 0 0
+TABLES = files_of("""
+items.csv 67384 e946edc1684a1bcb7b23f4fe74ec1d23b977bd595ac16db0618b05819dd148a3
+users.csv 22667 f0666955a899ab27004d413eec2d92e393f5050879597e126ede637390e5a238
+interactions.csv 1979206 010fac14271cf92527353173e77ddb19b9168a476d99c55c2f4bd55d93d4c205
 """)
 
 
@@ -66,9 +68,14 @@ def movielens_100k() -> Path:
     Raises:
       OSError: The asset cannot be fetched; see `assets.fetch`.
     """
-    folder = assets.cache() / "tables" / assets.MOVIELENS
+    folder = assets.cache() / "tables" / MOVIELENS
     if assets.wrong_files(folder, TABLES, checksums=False):
-        write_movielens(assets.fetch(assets.MOVIELENS), folder)
+        asset = assets.fetch(MOVIELENS)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(f".{MOVIELENS}.lock")):
+            # Another process may have written them while this one waited.
+            if assets.wrong_files(folder, TABLES, checksums=False):
+                write_movielens(asset, folder)
     return folder
 
 
@@ -95,7 +102,7 @@ def write_movielens(asset: Path, folder: Path) -> None:
 def _grouplens(asset):
     items = (
         (item, *_title_year(title), _joined(flags))
-        for item, title, _, _, _, _, *flags in _lines(asset / "u.item", "|", "latin-1")
+        for item, title, _, _, _, *flags in _lines(asset / "u.item", "|", "latin-1")
     )
     return (
         [ITEMS, *items],
@@ -114,3 +121,36 @@ def _recbole(asset):
         [USERS, *_lines(asset / "ml-100k.user", "\t", "ascii")[1:]],
         [INTERACTIONS, *_lines(asset / "ml-100k.inter", "\t", "ascii")[1:]],
     )
+
+
+def _title_year(text):
+    found = _TITLE.fullmatch(text)
+    return (found["title"], found["year"]) if found else (text, "")
+
+
+def _repaired(title, year):
+    if title == "unkonwn":  # RecBole's word for u.item's "unknown", in both columns
+        return "unknown", ""
+    return (title, year) if re.fullmatch(r"\d{4}", year) else _title_year(title)
+
+
+def _joined(flags):
+    unknown, *known = flags
+    if len(known) != len(GENRES) or not {unknown, *known} <= {"0", "1"}:
+        raise ValueError(f"u.item needs {len(GENRES) + 1} flags of 0 or 1: got {flags}.")
+    return "|".join(genre for genre, flag in zip(GENRES, known, strict=True) if flag == "1")
+
+
+def _known(genres: Iterable[str]) -> list[str]:
+    return [genre for genre in genres if genre != "unknown"]
+
+
+def _lines(path: Path, separator: str, encoding: str) -> list[list[str]]:
+    # Only \n ends a line: str.splitlines would also cut at Latin-1's \x85.
+    lines = path.read_text(encoding=encoding).split("\n")
+    return [line.split(separator) for line in lines if line]
+
+
+def _write(path, rows):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
