@@ -57,7 +57,7 @@ def test_the_official_stubs_are_answered(channel):
 
 def test_mistakes_arrive_as_statuses(channel):
     predictions = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-    with pytest.raises(grpc.RpcError, match='key \\\\"x\\\\" not found') as caught:
+    with pytest.raises(grpc.RpcError, match='key "x" not found') as caught:
         predictions.Predict(request("x"), timeout=5)
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     with pytest.raises(grpc.RpcError) as caught:
@@ -91,15 +91,17 @@ def test_rest_over_http(toy_live):
 
 
 def test_health_follows_the_models(tmp_path):
-    with toys.live(tmp_path, "toy") as (running, models):
-        with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            check = lambda: stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status
-            assert check() == health_pb2.HealthCheckResponse.NOT_SERVING
-            toys.save_toy(tmp_path / "1")
-            models.poll()
-            running.set_ready(models.ready)
-            assert check() == health_pb2.HealthCheckResponse.SERVING
+    with (
+        toys.live(tmp_path, "toy") as (running, models),
+        grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        check = lambda: stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+        assert check() == health_pb2.HealthCheckResponse.NOT_SERVING
+        toys.save_toy(tmp_path / "1")
+        models.poll()
+        running.set_ready(models.ready)
+        assert check() == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_versions_are_swapped_under_load_without_a_failed_or_mixed_answer(tmp_path):

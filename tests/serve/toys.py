@@ -26,7 +26,7 @@ TEXT_ROWS = spec(tf.string, None, None)
 def save_toy(path: pathlib.Path, factor: float = 1.0) -> None:
     """`factor * a * b`, and one signature for each thing that can be said in an answer."""
     module = tf.Module()
-    module.factor = tf.Variable(factor)
+    module.factor = tf.Variable(factor, dtype=tf.float32)
     product = lambda a, b: module.factor * a * b
     signatures = {
         "serving_default": signature(
