@@ -172,6 +172,16 @@ def test_a_busy_port_is_one_line_and_status_2(which, toy, capsys):
     assert error.startswith(f"tfrec_attn.serve: cannot serve {which} on 127.0.0.1:{port}: ")
 
 
+@pytest.mark.parametrize("flag", ["--port", "--rest_api_port"])
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_a_port_that_is_none(flag, port, toy, capsys):
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--model_base_path", str(toy), f"{flag}={port}"])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {flag}: a port is 0 to 65535: received '{port}'" in last
+
+
 def test_a_wrong_path_is_one_line_and_status_2(tmp_path, toy, capsys):
     assert command.main(["--model_base_path", str(tmp_path / "none")]) == 2
     error = capsys.readouterr().err

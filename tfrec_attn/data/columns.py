@@ -61,7 +61,7 @@ def identifier(series: pl.Series) -> Column:
     """Ids as strings: 42, "42" and 42.0 are the same id, "007" is another than 7."""
     if series.dtype.is_nested():
         raise ValueError(
-            f"column {series.name!r} holds {series.dtype}; an id is a string or a whole number."
+            f"column {series.name!r} holds {series.dtype}; an id is text or a whole number."
         )
     text = as_text(series)
     ids = text.str.strip_chars()

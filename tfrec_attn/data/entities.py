@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 
 def read_entities(raw: RawTable, schema: EntitySchema | None, table: str) -> checks.Checked:
     """Items or users: the rows that keep all rules, each id once."""
-    assert schema is not None and schema.id and schema.columns is not None  # resolved
+    assert schema is not None  # resolved, with the two below
+    assert schema.id
+    assert schema.columns is not None
     fields = template_parts(schema.text or "")[1::2]
     checks.require(
         raw,

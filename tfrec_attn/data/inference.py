@@ -29,24 +29,22 @@ logger = logging.getLogger(__name__)
 _USER = (
     "userid user uid customerid customer memberid member reviewerid visitorid accountid "
     "clientid sessionid"
-).split()
+)
 _ITEM = (
-    "itemid item iid movieid productid product asin parentasin articleid artistid songid trackid "
-    "bookid newsid videoid gameid businessid stockcode sku isbn"
-).split()
+    "itemid item iid movieid productid product asin parentasin articleid artistid songid "
+    "trackid bookid newsid videoid gameid businessid stockcode sku isbn"
+)
 _TIME = (
     "timestamp time ts datetime date createdat eventtime eventtimestamp timestampms "
     "unixreviewtime reviewtime invoicedate"
-).split()
-_FEEDBACK = (
-    "rating ratings stars score overall feedback event eventtype action behavior".split()
 )
-_TITLE = "title name headline movietitle productname itemname".split()
+_FEEDBACK = "rating ratings stars score overall feedback event eventtype action behavior"
+_TITLE = "title name headline movietitle productname itemname"
 _TEXT = (
     "description overview plot text summary body abstract content tagline subtitle caption "
     "review synopsis"
-).split()
-_YEAR = "year releaseyear".split()
+)
+_YEAR = "year releaseyear"
 # Digits in these are names of places and things, no quantities.
 _CODE = re.compile(r"(zip|zipcode|postal|postcode|code|phone|sku|isbn|id)$")
 _IMAGE = r"(?i)\.(jpe?g|png|gif|webp|bmp)$"
@@ -58,7 +56,8 @@ _FIVE = {"buy": ">=5", "like": ">=4", "ignore": ">=3", "dislike": ">=2", "not_bu
 _TEN = {"buy": ">=9", "like": ">=7", "ignore": ">=5", "dislike": ">=3", "not_buy": "<3"}
 _EVENTS = {
     "buy": "buy purchase purchased order ordered transaction checkout",
-    "like": "like click view cart addtocart favorite favourite wishlist play watch save upvote",
+    "like": "like click view cart addtocart favorite favourite wishlist play watch save "
+    "upvote",
     "ignore": "ignore impression skip show",
     "dislike": "dislike downvote",
     "not_buy": "notbuy return refund hide report",
@@ -83,16 +82,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
-    """The column whose name stands first in `known`."""
+def _named(names: Sequence[str], known: str) -> str | None:
+    """The column whose name stands first among the words of `known`."""
     found = {_plain(name): name for name in reversed(names)}
-    return next((found[name] for name in known if name in found), None)
+    return next((found[name] for name in known.split() if name in found), None)
 
 
 def _cannot_tell(raw: RawTable, what: str, setting: str) -> ValueError:
     return ValueError(
-        f"{raw.name}: cannot tell which column holds {what}. Set schema.{setting} to one of: "
-        f"{', '.join(raw.frame.columns)}."
+        f"{raw.name}: cannot tell which column holds {what}. Set schema.{setting} to "
+        f"one of: {', '.join(raw.frame.columns)}."
     )
 
 
@@ -155,9 +154,10 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
     if not len(values) or None in events.values():
         raise ValueError(
             f"{raw.name}: cannot tell what feedback the values of {column!r} are: "
-            f"{', '.join(map(repr, values[:8]))}. Say it in schema.interactions.feedback, as in "
-            f'{{column = "{column}", labels = {{buy = "purchase", like = ">=4"}}}} (labels: '
-            f'{", ".join(LABELS)}), or take every interaction as a like with column = "".'
+            f"{', '.join(map(repr, values[:8]))}. Say it in schema.interactions.feedback, "
+            f'as in {{column = "{column}", labels = {{buy = "purchase", like = ">=4"}}}} '
+            f"(labels: {', '.join(LABELS)}), "
+            'or take every interaction as a like with column = "".'
         )
     found: dict[str, str | tuple[str, ...]] = {}
     for label in LABELS:
@@ -168,7 +168,7 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
 
 
 def _entity(
-    schema: EntitySchema, raw: RawTable, foreign: str | None, known: list[str], table: str
+    schema: EntitySchema, raw: RawTable, foreign: str | None, known: str, table: str
 ) -> EntitySchema:
     names = raw.frame.columns
     own = next((name for name in names if _plain(name) == "id"), None)
@@ -242,9 +242,10 @@ def _is_text(name: str, series: pl.Series, hint: str, table: str) -> bool:
     if series.dtype != pl.String or hint.startswith("float"):
         return False
     plain = _plain(name)
-    named = plain in _TITLE or plain.endswith(tuple(_TEXT)) or plain.endswith("title")
-    if named:
-        return table == "items" or plain.endswith(tuple(_TEXT))
+    if plain.endswith(tuple(_TEXT.split())):
+        return True
+    if plain in _TITLE.split() or plain.endswith("title"):
+        return table == "items"
     words = series.str.count_matches(r"\S+").mean()
     return not hint and isinstance(words, float) and words > 5 and not _listed(series, "|")
 
@@ -267,7 +268,7 @@ def _kind(name: str, series: pl.Series, hint: str) -> tuple[Kind | None, str]:
     if dtype == pl.Boolean:
         return "category", ""
     if not _CODE.search(plain):
-        if plain in _TIME and _share(columns.time(series)) >= _MOST:
+        if plain in _TIME.split() and _share(columns.time(series)) >= _MOST:
             return "time", ""
         if _share(columns.number(series)) >= _MOST:
             return "number", ""

@@ -17,7 +17,7 @@ def read_interactions(
 ) -> checks.Checked:
     """Interactions by ids: user, item, time, feedback, weight."""
     named = _named_columns(schema)
-    checks.require(raw, {name: setting for name, setting in named.values()})
+    checks.require(raw, dict(named.values()))
     column = {part: raw.frame[name] for part, (name, _) in named.items()}
     converted = {
         "user": columns.identifier(column["user"]),

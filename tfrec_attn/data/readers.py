@@ -1,9 +1,9 @@
 """Files to raw columns, with the line each row stands on; no meaning is given here yet.
 
 A text file's columns are strings; JSON and Parquet keep their types. Empty strings are
-null, "\\r\\n" is read as "\\n", blank lines are skipped. A row that cannot be read (too few or
-too many fields, a quote that is not closed, bytes of another encoding, no JSON) becomes a
-reject that names its line.
+null, "\\r\\n" is read as "\\n", blank lines are skipped. A row that cannot be read (too few
+or too many fields, a quote that is not closed, bytes of another encoding, no JSON) becomes
+a reject that names its line.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import gzip
 import logging
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +22,7 @@ _COMMA, _JSON, _PARQUET = {".csv"}, {".jsonl", ".ndjson", ".json"}, {".parquet",
 # RecBole's "atomic files" and the tables of older collections.
 _TAB = {".tsv", ".tab", ".txt", ".dat", ".data", ".inter", ".item", ".user"}
 _KNOWN = _COMMA | _TAB | _JSON | _PARQUET
+_ENDINGS = f"one of {', '.join(sorted(_KNOWN))}, with or without .gz"
 _TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def _kind(path: Path) -> str:
 
 
 def _shards(folder: Path) -> list[Path]:
-    # Names that begin with "_" or "." are the bookkeeping of the engine that wrote the folder.
+    # Names that begin with "_" or "." are the bookkeeping of what wrote the folder.
     files = [p for p in folder.iterdir() if p.is_file() and p.name[0] not in "._"]
     shards = [p for p in files if _kind(p) in _KNOWN]
     others = sorted({p.name for p in folder.iterdir()} - {p.name for p in shards})
@@ -83,8 +83,8 @@ def _shards(folder: Path) -> list[Path]:
         logger.warning("%s: not read: %s", folder, ", ".join(others))
     if not shards:
         raise ValueError(
-            f"{folder}: no table in this folder; shards end in {', '.join(sorted(_KNOWN))}, "
-            f"with or without .gz. Found: {', '.join(others) or 'nothing'}."
+            f"{folder}: no table in this folder; shards end in {_ENDINGS}. "
+            f"Found: {', '.join(others) or 'nothing'}."
         )
     kinds = sorted({_kind(p) for p in shards})
     if len(kinds) > 1:
@@ -99,8 +99,7 @@ def _read_shard(path: Path, file_format: FileFormat) -> RawTable:
         return _parquet(path)
     if kind not in _KNOWN:
         raise ValueError(
-            f"{path}: the name must end in one of {', '.join(sorted(_KNOWN))}, with or without "
-            f".gz: got {path.suffix or 'no ending'}."
+            f"{path}: the name must end in {_ENDINGS}: got {path.suffix or 'no ending'}."
         )
     data = _bytes(path)
     text, foreign = _utf8(data, path, file_format.encoding)
@@ -204,16 +203,16 @@ def _concat(shards: list[Path], frames: list[pl.DataFrame]) -> pl.DataFrame:
         types = {frame.schema[name] for frame in frames if name in frame.columns}
         types.discard(pl.Null())
         if len(types) > 1 and not any(kind.is_nested() for kind in types):
-            cast: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame, name=name: (
-                frame.with_columns(columns.as_text(frame[name]).alias(name))
-                if name in frame.columns
-                else frame
-            )
-            frames = [cast(frame) for frame in frames]
+            frames = [_with_text(frame, name) for frame in frames]
     try:
         return pl.concat(frames, how="diagonal_relaxed")
     except pl.exceptions.PolarsError as error:
         raise ValueError(
-            f"{shards[0].parent}: a column has types in its shards that do not go together: "
-            f"{error}."
+            f"{shards[0].parent}: the shards have types that do not go together: {error}."
         ) from error
+
+
+def _with_text(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    if name not in frame.columns:
+        return frame
+    return frame.with_columns(columns.as_text(frame[name]).alias(name))

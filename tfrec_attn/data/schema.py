@@ -38,8 +38,8 @@ def template_parts(template: str) -> list[str]:
             )
     if "" in parts[1::2]:
         raise ValueError(
-            f"a text template names columns as {{column}}: got {template!r}, where a pair of "
-            "braces is empty."
+            f"a text template names columns as {{column}}: got {template!r}, where a pair "
+            "of braces is empty."
         )
     return parts
 
@@ -75,7 +75,7 @@ def _encoding(name: str) -> str:
         "".encode(name)
     except LookupError:
         raise ValueError(
-            f'unknown encoding {name!r}; known are for example "utf-8", "latin-1", "utf-16".'
+            f'unknown encoding {name!r}; known are "utf-8", "latin-1", "utf-16" and others.'
         ) from None
     return name
 
@@ -143,7 +143,7 @@ class FeedbackSchema(_Settings):
     Attributes:
       column: Column of ratings or event names. "" makes every interaction a "like".
       labels: For each label a rule or several: a comparison (`">=4"`, `"==1"`) or the name
-        of an event (`"purchase"`). The first rule that holds, in the order written, decides.
+        of an event (`"purchase"`). The first rule that holds decides, in the order written.
     """
 
     column: str | None = None
@@ -200,7 +200,7 @@ class Schema(_Settings):
         lines: list[str] = [
             f"# Kinds of columns: {', '.join(Kind.__args__)}.",  # type: ignore[attr-defined]
         ]
-        # What is None or its default goes without saying; `columns = {}` says "no features".
+        # A default goes without saying; `columns = {}` is none: it says "no features".
         for name, table in self.model_dump(exclude_defaults=True).items():
             lines += _toml_table(f"{prefix}.{name}", table)
         return "\n".join(lines) + "\n"

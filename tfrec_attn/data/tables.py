@@ -31,8 +31,8 @@ class Tables:
     Attributes:
       items: `id` String, unique; `text` String, "" where nothing is known; then a column
         for each feature, by kind: category, image, audio String; categories List(String),
-        never null; number Float64; time Int64 milliseconds; embedding Array(Float32, width). Null
-        where missing.
+        never null; number Float64; time Int64 milliseconds; embedding Array(Float32,
+        width). Null where missing.
       users: The same for users. Those that only the interactions know come last, without
         text and features.
       interactions: `user` and `item` Int32 rows of the tables above, `time` Int64

@@ -4,8 +4,8 @@ import polars as pl
 
 from tfrec_attn.data.schema import template_parts
 
-# Unicode noncharacters, which no text holds: a missing field, a bracket of the template that
-# opens and one that has closed, the begin and the end of a field's value.
+# Unicode noncharacters, which no text holds: a missing field, a bracket of the template
+# that opens and one that has closed, the begin and the end of a field's value.
 _GAP, _OPEN, _CLOSED, _BEGIN, _END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3", "\ufdd4"
 _OTHER = f"[^{_OPEN}{_CLOSED}{_BEGIN}{_END}]*"
 _SOFT = r"[\s,;:/|·–—-]*"

@@ -27,10 +27,10 @@ def parser() -> argparse.ArgumentParser:
         help="folder of versions: 1/, 2/, …; the highest is served",
     )
     add("--model_name", help="default: the name of the folder")
-    add("--port", type=int, default=8500, help="gRPC; 0 takes a free port (default: 8500)")
+    add("--port", type=port, default=8500, help="gRPC; 0 takes a free port (default: 8500)")
     add(
         "--rest_api_port",
-        type=int,
+        type=port,
         default=8501,
         help="REST; 0 takes a free port (default: 8501)",
     )
@@ -46,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
         help="seconds between two looks for a new version; 0 looks once (default: 1)",
     )
     return parser
+
+
+def port(text: str) -> int:
+    """A port number, for argparse."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is 0 to 65535: received {text!r}")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from tfrec_attn.serve import tensors
-from tfrec_attn.serve.inputs import Users, fill
+from tfrec_attn.serve.inputs import Users, fill, limits
 from tfrec_attn.serve.transports import (
     GrpcTransport,
     Metadata,
@@ -135,9 +135,15 @@ class Client:
         return self._metadata
 
     def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Calls any signature with every input given; strings come back as bytes."""
+        """Calls any signature; strings come back as bytes.
+
+        Args:
+          signature: Its name, for example "embed_item".
+          inputs: Arrays or nested lists by input. What is left out is filled with
+            "unknown" (empty, 0), for as many rows as the first of `inputs` has.
+        """
         arrays = {name: tensors.as_array(values) for name, values in inputs.items()}
-        return self._transport.predict(signature, arrays)
+        return self._filled(signature, arrays)
 
     @overload
     def recommend(
@@ -173,15 +179,15 @@ class Client:
           history_time: A time for each item of the history.
         """
         users = Users.of(user_id)
-        limits = users.rows(k)
+        wanted = limits(users, k)
         given = {
-            "k": np.array(limits, np.int32),
+            "k": np.array(wanted, np.int32),
             **users.lists("exclude", exclude),
             **users.lists("candidates", candidates),
             **users.inputs(history, profile, time, history_feedback, history_time),
         }
         outputs = self._filled(RECOMMEND, given)
-        rows = [_recommendations(outputs, row, limit) for row, limit in enumerate(limits)]
+        rows = [_recommendations(outputs, row, limit) for row, limit in enumerate(wanted)]
         return rows[0] if users.single else rows
 
     @overload

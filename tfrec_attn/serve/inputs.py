@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from tfrec_attn.serve import tensors
 from tfrec_attn.serve.transports import Signature
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_SCALARS = (int, datetime.datetime)
+_SCALARS = (numbers.Integral, datetime.datetime)
+_LARGEST_K = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Users:
     @classmethod
     def of(cls, user_id: Any) -> "Users":
         """From one id, or a list or tuple of them."""
-        if isinstance(user_id, str | int):
+        if isinstance(user_id, str | numbers.Integral):
             return cls((str(user_id),), single=True)
         if not len(user_id):
             raise ValueError("user_id must name at least one user: received none.")
@@ -100,6 +102,16 @@ def _belongs(name: str, rows: list[list], lengths: list[int]) -> bool:
     return any(rows)
 
 
+def limits(users: Users, k: Any) -> list[int]:
+    """How many items each user wants."""
+    rows = users.rows(k)
+    for one in rows:
+        whole = isinstance(one, numbers.Integral) and not isinstance(one, bool)
+        if not whole or not 1 <= one <= _LARGEST_K:
+            raise ValueError(f"k must be a whole number of at least 1: received {one!r}.")
+    return rows
+
+
 def _padded(rows: Sequence[Sequence], fill: str | int, width: int) -> np.ndarray:
     full = [[*row, *[fill] * (width - len(row))] for row in rows]
     return tensors.as_array(np.array(full, np.int64 if fill == 0 else object))
@@ -129,28 +141,44 @@ def fill(
     Args:
       signatures: What the model has.
       name: The signature to call.
-      given: Arrays, one row a user; `user_id` among them. `k` is left out where the
-        model does not read it.
+      given: Arrays, one row a user or item. `k` is left out where the model does not
+        read it.
     """
     if name not in signatures:
-        known = ", ".join(sorted(signatures))
+        # SavedModels carry one of their own with underscores, which nobody calls.
+        known = ", ".join(sorted(one for one in signatures if not one.startswith("__")))
         raise ValueError(f'The model has no signature "{name}"; it has: {known}.')
     specs = signatures[name].inputs
     extra = sorted(set(given) - set(specs) - {"k"})
     if extra:
         known = ", ".join(sorted(specs))
         raise ValueError(f"The model does not read {', '.join(extra)}; it reads: {known}.")
-    size = len(given["user_id"])
     # The lists about the history are as long as the history itself.
     history = given["history"].shape[1] if "history" in given else 1
     filled = {}
     for key, spec in specs.items():
         if key in given:
-            filled[key] = given[key].astype(spec.dtype, copy=False)
+            filled[key] = _cast(key, given[key], spec.dtype)
             continue
         free = history if key.startswith("history") else 1
         inner = [free if n < 0 else n for n in (spec.shape or ())[1:]]
-        filled[key] = np.full(
-            (size, *inner), b"" if spec.dtype == object else 0, spec.dtype
-        )
+        unknown = b"" if spec.dtype == object else 0
+        filled[key] = np.full((_batch_size(given), *inner), unknown, spec.dtype)
     return filled
+
+
+def _batch_size(given: Mapping[str, np.ndarray]) -> int:
+    """Rows of the call; inputs that are left out are filled for as many."""
+    return next((len(array) for array in given.values() if array.ndim), 1)
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Narrows Python's wide numbers; text and fractions are not made whole numbers."""
+    if array.dtype == dtype:
+        return array
+    if dtype.kind == "O":
+        return tensors.as_array(array.astype(str))
+    if array.dtype == object or not np.can_cast(array.dtype, dtype, "same_kind"):
+        kind = "text" if array.dtype == object else array.dtype
+        raise ValueError(f"{name} must be {dtype}: received {kind}.")
+    return array.astype(dtype)

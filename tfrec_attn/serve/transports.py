@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,8 +143,14 @@ class RestTransport:
 
     def __init__(self, target: str, model: str, timeout: float):
         base = target if "://" in target else f"http://{target}"
-        self._model = model
-        self._http = httpx.Client(base_url=base, timeout=timeout)
+        self._model = urllib.parse.quote(model, safe="")
+        try:
+            self._http = httpx.Client(base_url=base, timeout=timeout)
+        except httpx.InvalidURL as error:
+            raise ValueError(
+                f'target must be "http://host:port" for REST: received {target!r} '
+                f"({error})."
+            ) from error
         self._specs: Mapping[str, Signature] = {}
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
@@ -185,7 +192,8 @@ class RestTransport:
             name: Signature(_json_specs(saved["inputs"]), _json_specs(saved["outputs"]))
             for name, saved in listed.items()
         }
-        return Metadata(self._model, int(answer["model_spec"]["version"]), self._specs)
+        name = urllib.parse.unquote(self._model)
+        return Metadata(name, int(answer["model_spec"]["version"]), self._specs)
 
     def close(self) -> None:
         """Closes the connections."""

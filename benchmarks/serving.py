@@ -1,0 +1,219 @@
+"""How long a recommendation takes through each protocol, beside the bare model call.
+
+    python benchmarks/serving.py --model saved_models/movielens
+
+The embedded server runs as its own process on free ports, as in use; so do the clients,
+one process each, so that they share no interpreter lock. Every client sends the same
+requests one after another: a user each, k items, history as stored. The first row calls
+the signature itself in this process, with tensors in and NumPy out. On a machine with
+few cores the clients compete with the server: eight clients are a load test, not latency.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+NAME = "benchmarks/serving.py"
+WARM_UP = 20
+CLIENTS = (1, 8)
+START_LIMIT = 180.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table; times in milliseconds."""
+
+    path: str
+    clients: int
+    requests: int
+    p50: float
+    p95: float
+    p99: float
+    per_second: float
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="exported: saved_models/movielens")
+    add("--requests", type=int, default=500, help="by each client (default: 500)")
+    add("--users", type=int, default=943, help="ids 1 to this are asked (default: 943)")
+    add("--k", type=int, default=10, help="items a request (default: 10)")
+    add("--json", type=Path, metavar="FILE", help="also write the rows there")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the table; 2 if there is no model to measure."""
+    args = parser().parse_args(argv)
+    try:
+        rows = run(args)
+    except (OSError, ValueError) as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+    print(table(rows))
+    if args.json:
+        report = {"cpus": os.cpu_count(), "rows": [dataclasses.asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """The bare call first, while nothing else runs; then each protocol and load."""
+    if min(args.requests, args.users, args.k) < 1:
+        raise ValueError("--requests, --users and --k must be at least 1.")
+    rows = [bare_call(args)]
+    with server(args.model) as (grpc_target, rest_target):
+        for clients in CLIENTS:
+            for path, target in (("gRPC", grpc_target), ("REST", rest_target)):
+                rows.append(load(path, target, clients, args))
+    return rows
+
+
+def bare_call(args: argparse.Namespace) -> Row:
+    """The signature in this process, with the inputs a client would send."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
+
+    from tfrec_attn.serve import model_server
+
+    found = model_server.versions(args.model)
+    if not found:
+        raise ValueError(
+            f"{args.model} holds no exported version. "
+            "Export a model first: python -m tfrec_attn.export."
+        )
+    loaded = tf.saved_model.load(str(found[max(found)]))
+    signature = loaded.signatures["serving_default"]
+    _, specs = signature.structured_input_signature
+
+    def call(user: str) -> None:
+        tensors = {name: unknown(spec) for name, spec in specs.items()}
+        tensors |= {"user_id": tf.constant([user]), "k": tf.constant([args.k], tf.int32)}
+        for value in signature(**tensors).values():
+            value.numpy()
+
+    def unknown(spec: tf.TensorSpec) -> tf.Tensor:
+        empty = "" if spec.dtype == tf.string else 0
+        return tf.fill([1] * spec.shape.rank, tf.constant(empty, spec.dtype))
+
+    started, times = timed(call, args)
+    return row("bare call", 1, [times], times.sum(), args.requests)
+
+
+def timed(call: Callable[[str], object], args: argparse.Namespace, first: int = 0):
+    """When the measured calls began (after a warm-up) and seconds for each."""
+    users = [str(1 + (first + n) % args.users) for n in range(WARM_UP + args.requests)]
+    for user in users[:WARM_UP]:
+        call(user)
+    started, times = time.time(), []
+    for user in users[WARM_UP:]:
+        before = time.perf_counter()
+        call(user)
+        times.append(time.perf_counter() - before)
+    return started, np.array(times)
+
+
+def row(path: str, clients: int, times: list[np.ndarray], span: float, count: int) -> Row:
+    """Percentiles over the calls of all clients."""
+    p50, p95, p99 = np.percentile(np.concatenate(times) * 1e3, [50, 95, 99])
+    total = clients * count
+    return Row(path, clients, total, p50, p95, p99, total / span)
+
+
+@contextlib.contextmanager
+def server(model: Path) -> Iterator[tuple[str, str]]:
+    """The command as a process; yields its gRPC and REST targets once it is ready."""
+    flags = ["--model_base_path", str(model), "--model_name", "measured"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfrec_attn.serve", *flags, "--port=0", "--rest_api_port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r"gRPC on (\S+), REST on (\S+)", process.stdout.readline())
+        if not found:
+            raise OSError(f"python -m tfrec_attn.serve {' '.join(flags)} did not start.")
+        wait_until_ready(found[1])
+        yield found[1], found[2]
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_until_ready(target: str) -> None:
+    """Asks for the metadata, which only a loaded model has."""
+    from tfrec_attn.serve.client import Client, ServerError
+
+    end = time.monotonic() + START_LIMIT
+    with Client(target, "measured") as client:
+        while True:
+            try:
+                client.metadata()
+                return
+            except ServerError as error:
+                if time.monotonic() > end:
+                    raise OSError(f"the server did not load the model: {error}") from error
+                time.sleep(0.1)
+
+
+def load(path: str, target: str, clients: int, args: argparse.Namespace) -> Row:
+    """Some clients at once; the span runs from the first start to the last end."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(clients)
+    with context.Pool(clients, initializer=meet, initargs=(together,)) as pool:
+        jobs = [(target, args, index * 97) for index in range(clients)]
+        results = pool.starmap(one_client, jobs, chunksize=1)
+    started = min(begin for begin, _ in results)
+    ended = max(begin + times.sum() for begin, times in results)
+    return row(
+        path, clients, [times for _, times in results], ended - started, args.requests
+    )
+
+
+def meet(barrier) -> None:
+    """Gives each client's process the barrier at which all of them wait."""
+    global together
+    together = barrier
+
+
+def one_client(target: str, args: argparse.Namespace, first: int):
+    """One client's calls, in a process of its own."""
+    from tfrec_attn.serve.client import Client
+
+    with Client(target, "measured", timeout=60) as client:
+        client.metadata()
+        together.wait()
+        return timed(lambda user: client.recommend(user, k=args.k), args, first)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| path | clients | requests | P50 ms | P95 ms | P99 ms | requests/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r.path} | {r.clients} | {r.requests} | {r.p50:.2f} | {r.p95:.2f} "
+        f"| {r.p99:.2f} | {r.per_second:.0f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The command against a live toy server: what it prints, and its one line of advice."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from tfrec_attn import ask
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))
+import toys
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    base = tmp_path_factory.mktemp("models") / "movielens"
+    toys.save_recommender(base / "1")
+    with toys.live(base, "movielens") as (running, _):
+        yield running
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def where(live, request):
+    if request.param == "grpc":
+        return ["--target", f"localhost:{live.grpc_port}"]
+    return ["--rest", f"http://localhost:{live.rest_port}"]
+
+
+def test_the_table(where, capsys):
+    flags = ["--user", "1", "--history", "i0", "--exclude", "i2", "--k", "2"]
+    assert ask.main([*flags, *where]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "rank   score  item  title",
+        "   1   6.000  i1    Titel ü i1",
+        "   2   4.000  i3    Titel ü i3",
+    ]
+
+
+def test_what_the_model_did_not_know_is_said(where, capsys):
+    flags = ["--user", "x", "--profile", "age=30", "--candidate", "i9"]
+    for item in ("i0", "a", "b", "c"):
+        flags += ["--history", item]
+    assert ask.main([*flags, *where]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "(no item is left to recommend)",
+        "(the model has not seen this user)",
+        "(3 items of the history are unknown)",
+        "(the history was longer than the model reads)",
+    ]
+
+
+def test_json(where, capsys):
+    assert ask.main(["--user", "1", "--k", "1", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "items": [{"id": "i0", "score": 7.0, "text": "Titel ü i0"}],
+        "known_user": True,
+        "unknown_history": 0,
+        "truncated_history": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--profile", "age"], "--profile must be COLUMN=VALUE: received 'age'."),
+        (["--profile", "agee=3"], "The model does not read user_agee; it reads: "),
+        (["--k", "0"], "k must be a whole number of at least 1: received 0."),
+        (["--model", "other"], "has no model other ready: Servable not found for request"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(where, flags, message, capsys):
+    assert ask.main(["--user", "1", *where, *flags]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("tfrec_attn.ask: ")
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "flags", [["--target", "localhost:1"], ["--rest", "http://localhost:1"]]
+)
+def test_nothing_answers(flags, capsys):
+    assert ask.main(["--user", "1", *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"nothing answers at {flags[1]}. Start a server: " in error
+    assert error.count("\n") == 1

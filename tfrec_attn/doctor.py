@@ -1,0 +1,302 @@
+"""Says whether this machine can train and serve, and what to do where it cannot.
+
+`python -m tfrec_attn.doctor` prints one row a finding as it comes, so that even a crash
+inside a library shows which check it was in; `--json` prints them as a list at the end. The
+status is 1 if a finding is a failure.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from tfrec_attn import assets, keras_binding
+
+OK, NOTE, WARNING, FAILURE = "ok", "note", "warning", "failure"
+
+# Room for the assets, a few runs and their exports; a run of the example needs 0.2 GB.
+_ENOUGH, _LEAST = 2e9, 5e8
+# These link TensorFlow's C++ or wrap its Python, and come out with it.
+_SAME_MINOR = ("tf-keras", "tensorflow-text", "tensorflow-serving-api")
+_OPTIONAL = {
+    "serve": "the embedded server and the gRPC client",
+    "keras3": "the scorer as a Keras 3 layer",
+    "test": "the tests",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What one check saw.
+
+    Attributes:
+      check: What was looked at.
+      status: `ok`; `note`, worth knowing; `warning`, may go wrong; `failure`, will go wrong.
+      found: What is there.
+      do: The way out; empty if there is nothing to do.
+    """
+
+    check: str
+    status: str
+    found: str
+    do: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Runs every check in turn. A check that raises is a finding too."""
+    for name, check, way_out in _CHECKS:
+        try:
+            yield from check()
+        except Exception as error:  # whatever a broken library raises, the others follow
+            lines = str(error).strip().splitlines() or ["no message"]
+            yield Finding(name, FAILURE, f"{type(error).__name__}: {lines[0]}", way_out)
+
+
+def python() -> Iterator[Finding]:
+    found = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    if sys.version_info[:2] == (3, 11):
+        yield Finding("python", OK, found)
+    else:
+        way_out = "Make an environment with Python 3.11: python3.11 -m venv .venv"
+        yield Finding("python", FAILURE, found, way_out)
+
+
+def versions() -> Iterator[Finding]:
+    """The installed packages against the pins that the distribution was built with."""
+    wrong = list(_unlike_pins("", _installed))
+    yield from wrong
+    yield from _one_tensorflow(_installed)
+    if not wrong:
+        yield Finding("versions", OK, "every required package has its pinned version")
+
+
+def _unlike_pins(extra: str, installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    for requirement in _pins(extra):
+        name, pinned = requirement.name, str(requirement.specifier)
+        got = installed(name)
+        install = f"pip install '{name}{pinned}'"
+        if got is None:
+            yield Finding(f"version of {name}", FAILURE, "not installed", install)
+        elif not requirement.specifier.contains(got, prereleases=True):
+            found = f"{got}; the tests ran with {pinned.lstrip('=')}"
+            yield Finding(f"version of {name}", WARNING, found, install)
+
+
+def _one_tensorflow(installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    tensorflow = installed("tensorflow") or ""
+    minor = ".".join(tensorflow.split(".")[:2])
+    for name in _SAME_MINOR:
+        got = installed(name)
+        if tensorflow and got and not got.startswith(f"{minor}."):
+            found = f"{got} beside tensorflow {tensorflow}: the minor versions must agree"
+            yield Finding(
+                f"version of {name}", FAILURE, found, f"pip install '{name}~={minor}.0'"
+            )
+
+
+def _pins(extra):
+    from packaging.requirements import Requirement
+
+    for line in metadata.requires("tfrec-attn") or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        plain = marker is None or marker.evaluate({"extra": ""})
+        if plain != bool(extra) and (marker is None or marker.evaluate({"extra": extra})):
+            yield requirement
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def keras() -> Iterator[Finding]:
+    """That `tf.keras` is Keras 2 here, that TFRS and transformers agree to it, and why."""
+    first = [name for name in ("tensorflow_text", "keras") if name in sys.modules]
+    keras_binding.require_legacy_keras()
+    legacy = importlib.import_module("tf_keras").__version__
+    switch = os.environ[keras_binding.SWITCH]
+    yield Finding(
+        "keras", OK, f"tf.keras is Keras {legacy} ({keras_binding.SWITCH}={switch})"
+    )
+    order = "tfrec_attn was imported before TensorFlow's add-ons"
+    if first:
+        order = f"{', '.join(first)} came before tfrec_attn; it went well this time"
+    way_out = "Import tfrec_attn first." if first else ""
+    yield Finding("import order", NOTE if first else OK, order, way_out)
+    importlib.import_module("tensorflow_recommenders")
+    importlib.import_module("transformers").TFBertModel  # noqa: B018  (loads its module)
+    yield Finding("libraries on keras", OK, "TFRS and transformers' TFBertModel load")
+
+
+def devices() -> Iterator[Finding]:
+    tf = importlib.import_module("tensorflow")
+    gpus = tf.config.list_physical_devices("GPU")
+    cores = f"{os.cpu_count()} CPU cores"
+    if not gpus and shutil.which("nvidia-smi"):
+        way_out = (
+            f"pip install 'tensorflow[and-cuda]=={tf.__version__}', and check that "
+            "CUDA_VISIBLE_DEVICES does not hide it"
+        )
+        found = f"{cores}; the machine has NVIDIA's driver, TensorFlow sees no GPU"
+        yield Finding("devices", WARNING, found, way_out)
+        return
+    names = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in gpus
+    ]
+    for index, _ in enumerate(gpus):  # a wrong driver shows at the first product only
+        with tf.device(f"GPU:{index}"):
+            tf.linalg.matmul(tf.ones([8, 8]), tf.ones([8, 8])).numpy()
+    yield Finding("devices", OK, f"{cores}; {', '.join(names) or 'no GPU'}")
+
+
+def determinism() -> Iterator[Finding]:
+    """Two runs of a seeded sum over segments, the usual culprit, must agree in every bit."""
+    tf = importlib.import_module("tensorflow")
+    tf.config.experimental.enable_op_determinism()
+
+    def run():
+        tf.random.set_seed(1)
+        values = tf.random.normal([10_000, 7])
+        rows = tf.random.uniform([10_000], maxval=13, dtype=tf.int32)
+        return tf.math.unsorted_segment_sum(values, rows, 13).numpy().tobytes()
+
+    if run() == run():
+        found = "two seeded runs agree in every bit; another kind of machine may not"
+        yield Finding("determinism", OK, found)
+    else:
+        way_out = "Compare runs by their spread over several seeds, not by single numbers."
+        yield Finding("determinism", WARNING, "two seeded runs differ", way_out)
+
+
+def tensorflow_text() -> Iterator[Finding]:
+    """Loads the ops, which a TensorFlow of another minor version refuses, and runs them."""
+    text = importlib.import_module("tensorflow_text")
+    tokenizer = text.FastBertTokenizer(
+        ["[UNK]", "recommend", "##er"], support_detokenization=False
+    )
+    ids = tokenizer.tokenize(["Recommender"]).to_list()
+    if ids == [[[1, 2]]] or ids == [[1, 2]]:
+        yield Finding("tensorflow-text", OK, "the WordPiece runs in the graph")
+    else:
+        found = f"the WordPiece gives {ids} for the pieces 1 and 2"
+        yield Finding("tensorflow-text", FAILURE, found, _TEXT)
+
+
+def cache() -> Iterator[Finding]:
+    place = assets.cache()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        found = f"{place} cannot be written: {error.strerror}"
+        way_out = "Point TFREC_ATTN_CACHE to a folder that can."
+        yield Finding("cache", FAILURE, found, way_out)
+    else:
+        yield Finding("cache", OK, str(place))
+
+
+def disk() -> Iterator[Finding]:
+    places = {"the cache": assets.cache(), "this folder": Path.cwd()}
+    for name, place in places.items():
+        there = next(path for path in (place, *place.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        status = FAILURE if free < _LEAST else WARNING if free < _ENOUGH else OK
+        way_out = f"Make room on the disk of {there}." if status != OK else ""
+        yield Finding(f"disk of {name}", status, f"{free / 1e9:.1f} GB free", way_out)
+
+
+def whole_assets() -> Iterator[Finding]:
+    for name in assets.ASSETS:
+        place = assets.folder(name)
+        wrong = assets.problems(name)
+        if not place.exists():
+            way_out = "python -m tfrec_attn.assets fetches it now; its first use does too."
+            yield Finding(name, NOTE, "not in the cache", way_out)
+        elif wrong:
+            way_out = f"python -m tfrec_attn.assets --check {name}"
+            yield Finding(name, FAILURE, f"{place}: {'; '.join(wrong)}", way_out)
+        else:
+            yield Finding(name, OK, f"{place}, checksums right")
+
+
+def extras() -> Iterator[Finding]:
+    for extra, use in _OPTIONAL.items():
+        missing = [pin.name for pin in _pins(extra) if _installed(pin.name) is None]
+        way_out = f"For {use}: pip install 'tfrec-attn[{extra}]'"
+        if missing:
+            yield Finding(f"extra {extra}", NOTE, f"without {', '.join(missing)}", way_out)
+        else:
+            yield Finding(f"extra {extra}", OK, use)
+        yield from _unlike_pins_there(extra)
+
+
+def _unlike_pins_there(extra):
+    for finding in _unlike_pins(extra, _installed):
+        if finding.status == WARNING:
+            yield finding
+
+
+_INSTALL = "Install the package and its pinned dependencies again: pip install tfrec-attn"
+_TEXT = "tensorflow-text must have TensorFlow's minor version; see the rows on versions."
+_CHECKS: tuple[tuple[str, Callable[[], Iterator[Finding]], str], ...] = (
+    ("python", python, ""),
+    ("versions", versions, _INSTALL),
+    ("keras", keras, _INSTALL),
+    ("devices", devices, "Set CUDA_VISIBLE_DEVICES=-1 to go on without the GPU."),
+    ("determinism", determinism, "Train with train.deterministic=false."),
+    ("tensorflow-text", tensorflow_text, _TEXT),
+    ("cache", cache, "Point TFREC_ATTN_CACHE to another folder."),
+    ("disk", disk, ""),
+    ("assets", whole_assets, "python -m tfrec_attn.assets --check"),
+    ("extras", extras, _INSTALL),
+)
+
+
+def row(finding: Finding) -> str:
+    """The finding as lines of a table, with the way out below it."""
+    head = f"{finding.status:<8} {finding.check:<24} "
+    indent = " " * len(head)
+    fill = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
+    lines = textwrap.wrap(head + finding.found, subsequent_indent=indent, **fill)
+    if finding.do:
+        lines += textwrap.wrap(
+            f"-> {finding.do}", initial_indent=indent, subsequent_indent=indent, **fill
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Checks this machine and prints what was found and what to do."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfrec_attn.doctor", description=main.__doc__
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
+    args = parser.parse_args(argv)
+    # TensorFlow's remarks on its own build would stand between the rows.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    found = []
+    for finding in findings():
+        found.append(finding)
+        if not args.json:
+            print(row(finding), flush=True)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
+    return int(any(finding.status == FAILURE for finding in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
