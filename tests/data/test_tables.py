@@ -68,7 +68,7 @@ def test_tables_hold_what_the_contract_says(read):
     assert tables.items["text"].to_list() == [
         "Heat (1995). Action, Crime",
         "Emma, a\ncomedy (1996). Comedy",
-        "Alien (1979)",
+        "Alien (1979).",
     ]
     assert tables.items["genres"].to_list() == [["Action", "Crime"], ["Comedy"], []]
     assert tables.items["year"].to_list() == [1995.0, 1996.0, 1979.0]

@@ -1,8 +1,9 @@
 """What every table's rows are checked with."""
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import polars as pl
 
@@ -18,6 +19,15 @@ class Checked:
 
     frame: pl.DataFrame
     rejects: pl.DataFrame
+
+
+@contextlib.contextmanager
+def naming(raw: RawTable) -> Iterator[None]:
+    """Puts the file's name before an error about one of its columns."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{raw.name}: {error}") from error
 
 
 def require(raw: RawTable, wanted: dict[str, str]) -> None:

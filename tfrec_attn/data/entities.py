@@ -12,34 +12,36 @@ from tfrec_attn.data.schema import EntitySchema, Kind, template_parts
 logger = logging.getLogger(__name__)
 
 
-def read_entities(raw: RawTable, schema: EntitySchema | None, table: str) -> checks.Checked:
-    """Items or users: the rows that keep all rules, each id once."""
-    assert schema is not None  # resolved, with the two below
-    assert schema.id
-    assert schema.columns is not None
+def read_entities(raw: RawTable, schema: EntitySchema, table: str) -> checks.Checked:
+    """The rows that keep all rules, each id once.
+
+    Args:
+      raw: The table as it stands in its files.
+      schema: Resolved: nothing is None.
+      table: "items" or "users", for errors.
+    """
+    identity, kinds = schema.id or "", schema.columns or {}
     fields = template_parts(schema.text or "")[1::2]
     checks.require(
         raw,
-        {schema.id: f"{table}.id"}
-        | dict.fromkeys(schema.columns, f"{table}.columns")
-        | dict.fromkeys(fields, f"{table}.text"),
+        dict.fromkeys(fields, f"{table}.text")
+        | dict.fromkeys(kinds, f"{table}.columns")
+        | {identity: f"{table}.id"},
     )
-    ids = columns.identifier(raw.frame[schema.id])
-    features = {
-        name: _convert(raw.frame[name], kind, schema.separators.get(name, "|"))
-        for name, kind in schema.columns.items()
-    }
-    bad, found = checks.check(raw, [(schema.id, ids), *features.items()])
-    frame = pl.DataFrame(
-        {
-            "id": ids.values,
-            "text": _text(raw, schema, fields, features),
-            **{name: column.values for name, column in features.items()},
+    with checks.naming(raw):
+        ids = columns.identifier(raw.frame[identity])
+        features = {
+            name: _convert(raw.frame[name], kind, schema.separators.get(name, "|"))
+            for name, kind in kinds.items()
         }
+        text = _text(raw, schema, fields, features)
+    bad, found = checks.check(raw, [(identity, ids), *features.items()])
+    frame = pl.DataFrame({"id": ids.values, "text": text}).with_columns(
+        column.values.alias(name) for name, column in features.items()
     )
-    repeated = _repeats(frame.filter(~bad), raw, ~bad, schema.id, found)
+    repeated = _repeats(frame.filter(~bad), raw, ~bad, identity, found)
     kept = frame.filter(~bad).filter(~repeated)
-    _log_entities(raw, kept, int((~bad).sum()), found)
+    _log_entities(raw, kept, found)
     return checks.Checked(kept, pl.concat(found))
 
 
@@ -107,9 +109,7 @@ def _repeats(
     return repeated
 
 
-def _log_entities(
-    raw: RawTable, kept: pl.DataFrame, good: int, found: list[pl.DataFrame]
-) -> None:
+def _log_entities(raw: RawTable, kept: pl.DataFrame, found: list[pl.DataFrame]) -> None:
     logger.info(
         "%s: %d rows kept, %d bad",
         raw.name,

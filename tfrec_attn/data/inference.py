@@ -6,15 +6,13 @@ the log says so.
 """
 
 import logging
-import re
 from collections.abc import Sequence
 
 import polars as pl
 
-from tfrec_attn.data import columns
+from tfrec_attn.data import columns, kinds
 from tfrec_attn.data.readers import RawTable
 from tfrec_attn.data.schema import (
-    RESERVED,
     EntitySchema,
     FeedbackSchema,
     InteractionSchema,
@@ -34,23 +32,8 @@ _ITEM = (
     "itemid item iid movieid productid product asin parentasin articleid artistid songid "
     "trackid bookid newsid videoid gameid businessid stockcode sku isbn"
 )
-_TIME = (
-    "timestamp time ts datetime date createdat eventtime eventtimestamp timestampms "
-    "unixreviewtime reviewtime invoicedate"
-)
 _FEEDBACK = "rating ratings stars score overall feedback event eventtype action behavior"
-_TITLE = "title name headline movietitle productname itemname"
-_TEXT = (
-    "description overview plot text summary body abstract content tagline subtitle caption "
-    "review synopsis"
-)
 _YEAR = "year releaseyear"
-# Digits in these are names of places and things, no quantities.
-_CODE = re.compile(r"(zip|zipcode|postal|postcode|code|phone|sku|isbn|id)$")
-_IMAGE = r"(?i)\.(jpe?g|png|gif|webp|bmp)$"
-_AUDIO = r"(?i)\.(wav|mp3|flac|ogg|opus|m4a)$"
-_SAMPLE = 10_000
-_MOST = 0.95  # A column is of a kind if so many of its values are; the others are bad rows.
 
 _FIVE = {"buy": ">=5", "like": ">=4", "ignore": ">=3", "dislike": ">=2", "not_buy": "<2"}
 _TEN = {"buy": ">=9", "like": ">=7", "ignore": ">=5", "dislike": ">=3", "not_buy": "<3"}
@@ -78,13 +61,9 @@ def resolve(
     )
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _named(names: Sequence[str], known: str) -> str | None:
     """The column whose name stands first among the words of `known`."""
-    found = {_plain(name): name for name in reversed(names)}
+    found = {kinds.plain_name(name): name for name in reversed(names)}
     return next((found[name] for name in known.split() if name in found), None)
 
 
@@ -108,7 +87,7 @@ def _interactions(
     time = schema.time
     if time is None:
         moments = [name for name in names if raw.frame.schema[name].is_temporal()]
-        time = _named(names, _TIME) or next(iter(moments), "")
+        time = _named(names, kinds.TIME) or next(iter(moments), "")
     labels = _feedback(schema.feedback or FeedbackSchema(), raw)
     _log_unused(raw, {user, item, time, labels.column or "", schema.weight or ""})
     return InteractionSchema(
@@ -142,7 +121,7 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
     )
     values = text.unique(maintain_order=True)
     numbers = values.cast(pl.Float64, strict=False).drop_nulls()
-    if len(numbers) and len(numbers) >= _MOST * len(values):
+    if len(numbers) and len(numbers) >= kinds.MOST * len(values):
         low, high = float(numbers.min()), float(numbers.max())  # type: ignore[arg-type]
         if set(numbers) <= {-1.0, 0.0, 1.0}:
             scale = {"like": "==1", "ignore": "==0", "dislike": "==-1"}
@@ -150,7 +129,7 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
         if low >= 0 and high <= 10:
             return dict(_FIVE if high <= 5 else _TEN)
     known = {name: label for label, names in _EVENTS.items() for name in names.split()}
-    events = {value: known.get(_plain(value)) for value in values[:1000]}
+    events = {value: known.get(kinds.plain_name(value)) for value in values[:1000]}
     if not len(values) or None in events.values():
         raise ValueError(
             f"{raw.name}: cannot tell what feedback the values of {column!r} are: "
@@ -171,25 +150,21 @@ def _entity(
     schema: EntitySchema, raw: RawTable, foreign: str | None, known: str, table: str
 ) -> EntitySchema:
     names = raw.frame.columns
-    own = next((name for name in names if _plain(name) == "id"), None)
+    own = next((name for name in names if kinds.plain_name(name) == "id"), None)
     same = foreign if foreign in names else None
     identity = schema.id or same or own or _named(names, known)
     if not identity:
         raise _cannot_tell(raw, f"the {table}' ids", f"{table}.id")
-    kinds, separators = schema.columns, dict(schema.separators)
-    texts: list[str] = []
-    if kinds is None or schema.text is None:
-        written = schema.columns or {}
-        guessed, texts, guessed_separators = _kinds(raw, {identity, *written}, table)
-        if kinds is None:
-            kinds, separators = guessed, guessed_separators | separators
-            in_text = texts if schema.text is None else template_parts(schema.text)[1::2]
-            _log_unused(raw, {identity, *kinds, *in_text})
-    text = schema.text
-    if text is None:
-        text = _template(names, texts, kinds) if table == "items" else _sentence(texts)
+    features, separators, text = schema.columns, dict(schema.separators), schema.text
+    if features is None or text is None:
+        guess = kinds.guess(raw, {identity, *(features or {})}, table)
+        if features is None:
+            features, separators = guess.features, guess.separators | separators
+        if text is None:
+            text = _template(guess.texts, features, table)
+    _log_unused(raw, {identity, *features, *template_parts(text)[1::2]})
     return EntitySchema(
-        id=identity, text=text, columns=kinds, separators=separators, file=schema.file
+        id=identity, text=text, columns=features, separators=separators, file=schema.file
     )
 
 
@@ -199,106 +174,13 @@ def _log_unused(raw: RawTable, used: set[str]) -> None:
         logger.info("%s: columns not used: %s", raw.name, ", ".join(unused))
 
 
-def _template(names: Sequence[str], texts: list[str], kinds: dict[str, Kind]) -> str:
-    year = _named(list(kinds), _YEAR)
-    lists = [name for name in names if kinds.get(name) == "categories"]
-    head = _named(texts, _TITLE) or next(iter(texts), None)
-    rest = lists + [name for name in texts if name != head]
-    first = (f"{{{head}}}" if head else "") + (f" ({{{year}}})" if head and year else "")
-    return ". ".join(([first] if first else []) + [f"{{{name}}}" for name in rest])
-
-
-def _sentence(texts: list[str]) -> str:
-    return ". ".join(f"{{{name}}}" for name in texts)
-
-
-def _kinds(
-    raw: RawTable, taken: set[str], table: str
-) -> tuple[dict[str, Kind], list[str], dict[str, str]]:
-    """Feature columns with kinds, text columns, and separators of `categories`."""
-    kinds: dict[str, Kind] = {}
-    texts: list[str] = []
-    separators: dict[str, str] = {}
-    for name in raw.frame.columns:
-        braces = "{" in name or "}" in name
-        if name in taken:
-            continue
-        series = raw.frame[name].drop_nulls().head(_SAMPLE)
-        if not len(series):
-            continue
-        hint = raw.hints.get(name, "")
-        if not braces and _is_text(name, series, hint, table):
-            texts.append(name)
-            continue
-        kind, separator = _kind(name, series, hint)
-        if kind and name not in RESERVED:
-            kinds[name] = kind
-            if separator:
-                separators[name] = separator
-    return kinds, texts, separators
-
-
-def _is_text(name: str, series: pl.Series, hint: str, table: str) -> bool:
-    if series.dtype != pl.String or hint.startswith("float"):
-        return False
-    plain = _plain(name)
-    if plain.endswith(tuple(_TEXT.split())):
-        return True
-    if plain in _TITLE.split() or plain.endswith("title"):
-        return table == "items"
-    words = series.str.count_matches(r"\S+").mean()
-    return not hint and isinstance(words, float) and words > 5 and not _listed(series, "|")
-
-
-def _listed(series: pl.Series, separator: str) -> bool:
-    return bool(series.str.contains(separator, literal=True).sum() > 0.05 * len(series))
-
-
-def _kind(name: str, series: pl.Series, hint: str) -> tuple[Kind | None, str]:
-    """The kind of a feature column, None for no use, and the separator if it is not `|`."""
-    plain, dtype = _plain(name), series.dtype
-    if hint == "float_seq":
-        return "embedding", ""
-    if hint == "token_seq":
-        return "categories", " "
-    if dtype.is_temporal():
-        return "time", ""
-    if dtype.is_nested():
-        return _nested_kind(series), ""
-    if dtype == pl.Boolean:
-        return "category", ""
-    if not _CODE.search(plain):
-        if plain in _TIME.split() and _share(columns.time(series)) >= _MOST:
-            return "time", ""
-        if _share(columns.number(series)) >= _MOST:
-            return "number", ""
-    if dtype == pl.String:
-        if _share(columns.time(series)) >= _MOST and not _CODE.search(plain):
-            return "time", ""
-        for kind, pattern in (("image", _IMAGE), ("audio", _AUDIO)):
-            if series.str.contains(pattern).all() and not series.str.contains("://").any():
-                return kind, ""  # type: ignore[return-value]
-        if _listed(series, "|"):
-            return "categories", ""
-        if plain in {"genre", "genres", "tags", "categories"} and _listed(series, ","):
-            return "categories", ","
-    distinct = series.n_unique()
-    if distinct <= max(20, len(series) / 2) or _CODE.search(plain):
-        return "category", ""
-    return None, ""
-
-
-def _nested_kind(series: pl.Series) -> Kind | None:
-    dtype = series.dtype
-    if isinstance(dtype, pl.Array):
-        return "embedding" if dtype.inner.is_numeric() else "categories"
-    if not isinstance(dtype, pl.List) or dtype.inner.is_nested():  # type: ignore[attr-defined]
-        return None
-    widths = series.list.len()
-    steady = widths.min() == widths.max() and widths[0] > 1
-    return "embedding" if dtype.inner.is_float() and steady else "categories"  # type: ignore
-
-
-def _share(column: columns.Column) -> float:
-    """The part of the rows that have a value and break no rule."""
-    return 1.0 - column.values.null_count() / max(1, len(column.values))
+def _template(texts: Sequence[str], features: dict[str, Kind], table: str) -> str:
+    """The title with its year, what it is, then longer texts; for users texts only."""
+    title = _named(texts, kinds.TITLE) or next(iter(texts), "")
+    year = _named(list(features), _YEAR)
+    parts = [f"{{{title}}} ({{{year}}})" if year else f"{{{title}}}"] if title else []
+    if table == "items":
+        lists = [name for name, kind in features.items() if kind == "categories"]
+        parts += [f"{{{name}}}" for name in lists if "{" not in name and "}" not in name]
+    parts += [f"{{{name}}}" for name in texts if name != title]
+    return ". ".join(parts)

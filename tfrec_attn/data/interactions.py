@@ -7,7 +7,7 @@ import polars as pl
 
 from tfrec_attn.data import checks, columns, feedback, rejects
 from tfrec_attn.data.readers import RawTable
-from tfrec_attn.data.schema import InteractionSchema
+from tfrec_attn.data.schema import FeedbackSchema, InteractionSchema
 
 logger = logging.getLogger(__name__)
 
@@ -15,20 +15,20 @@ logger = logging.getLogger(__name__)
 def read_interactions(
     raw: RawTable, schema: InteractionSchema, known_items: pl.Series | None
 ) -> checks.Checked:
-    """Interactions by ids: user, item, time, feedback, weight."""
+    """The rows that keep all rules: user and item (ids), time, feedback, weight.
+
+    Args:
+      raw: The table as it stands in its files.
+      schema: Resolved: user and item are not None.
+      known_items: Ids that an interaction may have; None does not look.
+    """
     named = _named_columns(schema)
     checks.require(raw, dict(named.values()))
-    column = {part: raw.frame[name] for part, (name, _) in named.items()}
-    converted = {
-        "user": columns.identifier(column["user"]),
-        "item": _known_item(column["item"], known_items),
-    }
-    if "time" in named:
-        converted["time"] = _required(columns.time(column["time"]))
-    if "feedback" in named and schema.feedback:
-        converted["feedback"] = feedback.label(column["feedback"], schema.feedback)
-    if "weight" in named:
-        converted["weight"] = _weight(column["weight"])
+    with checks.naming(raw):
+        converted = {
+            part: _convert(part, raw.frame[name], schema, known_items)
+            for part, (name, _) in named.items()
+        }
     bad, found = checks.check(
         raw, [(named[part][0], its) for part, its in converted.items()]
     )
@@ -47,6 +47,20 @@ def read_interactions(
             "%s: %d row(s) repeat user, item and time; all are kept", raw.name, again
         )
     return checks.Checked(kept, every)
+
+
+def _convert(
+    part: str, series: pl.Series, schema: InteractionSchema, known_items: pl.Series | None
+) -> columns.Column:
+    if part == "user":
+        return columns.identifier(series)
+    if part == "item":
+        return _known_item(series, known_items)
+    if part == "time":
+        return _required(columns.time(series))
+    if part == "weight":
+        return _weight(series)
+    return feedback.label(series, schema.feedback or FeedbackSchema())
 
 
 def _named_columns(schema: InteractionSchema) -> dict[str, tuple[str, str]]:

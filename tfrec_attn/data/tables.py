@@ -84,9 +84,9 @@ def read_tables(
     )
 
     known_items = read_entities(raw_items, schema.items, "items")
-    known_users = (
-        read_entities(raw_users, schema.users, "users") if raw_users else _no_users()
-    )
+    known_users = _no_users()
+    if raw_users and schema.users:
+        known_users = read_entities(raw_users, schema.users, "users")
     # A run that stops names causes, not the unknown ids that follow from rejected items.
     whole = bad_rows == "set-aside" or known_items.rejects.is_empty()
     events = read_interactions(
