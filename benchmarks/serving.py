@@ -109,7 +109,7 @@ def bare_call(args: argparse.Namespace) -> Row:
         empty = "" if spec.dtype == tf.string else 0
         return tf.fill([1] * spec.shape.rank, tf.constant(empty, spec.dtype))
 
-    started, times = timed(call, args)
+    _, times = timed(call, args)
     return row("bare call", 1, [times], times.sum(), args.requests)
 
 

@@ -1,11 +1,11 @@
-"""What every test needs: Keras 2 under tf.keras and two logical CPUs for MirroredStrategy."""
+"""What every test needs: Keras 2 under tf.keras, and two logical CPUs."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import tfrec_attn  # noqa: E402, F401  (sets the legacy-Keras switch before TensorFlow loads)
+import tfrec_attn  # noqa: F401  (sets the legacy-Keras switch before TensorFlow loads)
 
 
 def pytest_configure():

@@ -6,7 +6,7 @@ from sklearn.linear_model import Ridge
 
 from tfrec_attn import baselines
 
-U, I = 7, 5
+U, I = 7, 5  # noqa: E741 (items, as everywhere)
 
 
 def drawn(seed=0, n=19):
@@ -90,5 +90,5 @@ def test_ease_is_a_ridge_regression_of_each_item_on_the_others():
 
 
 def test_prior_must_be_above_0():
-    with pytest.raises(ValueError, match="prior must be above 0.*Received: 0"):
+    with pytest.raises(ValueError, match=r"prior must be above 0.*Received: 0"):
         baselines.category_popularity([0], [0], np.eye(1, dtype=bool), 1, prior=0)

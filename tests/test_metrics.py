@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from tfrec_attn import metrics
 
-U, I = 5, 13
+U, I = 5, 13  # noqa: E741 (items, as everywhere)
 
 
 def drawn(seed, n_scores=None):

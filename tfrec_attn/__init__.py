@@ -19,10 +19,15 @@ keras_binding.switch_on()
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionWeightedCosine": "layers",
+    "Client": "serve.client",
     "LABELS": "labels",
+    "Schema": "data.schema",
+    "Tables": "data.tables",
     "backbone": "assets",
     "fetch": "assets",
     "movielens_100k": "data.sources",
+    "read_tables": "data.tables",
     "require_legacy_keras": "keras_binding",
 }
 

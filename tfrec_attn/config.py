@@ -42,7 +42,8 @@ class Data(_Section):
         paths = [self.items, self.users, self.interactions]
         if self.source and any(paths):
             raise ValueError(
-                f"source={self.source!r} brings its own tables: remove it or the paths.")
+                f"source={self.source!r} brings its own tables: remove it or the paths."
+            )
         if not self.source and (self.items is None) != (self.interactions is None):
             raise ValueError("items and interactions are both needed.")
         return self
@@ -58,9 +59,9 @@ class Split(_Section):
       seed: Of the random splits.
     """
 
-    name: Literal[
-        "leave-last-out", "global-time", "cold-items", "cold-users", "random"
-    ] = "global-time"
+    name: Literal["leave-last-out", "global-time", "cold-items", "cold-users", "random"] = (
+        "global-time"
+    )
     share: float = pydantic.Field(0.1, gt=0, lt=0.5)
     seed: int = 0
 
@@ -124,7 +125,9 @@ class Model(_Section):
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "Model":
         if self.dim % self.heads:
-            raise ValueError(f"heads must divide dim: got heads={self.heads}, dim={self.dim}")
+            raise ValueError(
+                f"heads must divide dim: got heads={self.heads}, dim={self.dim}"
+            )
         return self
 
 

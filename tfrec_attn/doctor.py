@@ -40,7 +40,7 @@ class Finding:
 
     Attributes:
       check: What was looked at.
-      status: `ok`; `note`, worth knowing; `warning`, may go wrong; `failure`, will go wrong.
+      status: `ok`; `note`, worth knowing; `warning`, may go wrong; `failure`, will.
       found: What is there.
       do: The way out; empty if there is nothing to do.
     """
@@ -163,7 +163,7 @@ def devices() -> Iterator[Finding]:
 
 
 def determinism() -> Iterator[Finding]:
-    """Two runs of a seeded sum over segments, the usual culprit, must agree in every bit."""
+    """Two runs of a seeded sum over segments, the usual culprit, must be bit-equal."""
     tf = importlib.import_module("tensorflow")
     tf.config.experimental.enable_op_determinism()
 

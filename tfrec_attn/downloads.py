@@ -43,8 +43,8 @@ class Zip:
         over_http(self.url, archive, self.size)
         try:
             _unzip(archive, self.inside, names, folder)
-        except zipfile.BadZipFile:
-            archive.unlink()  # going on from it would fail for ever
+        except Exception:
+            archive.unlink()  # whole, and of no use: going on from it would fail for ever
             raise
 
 
@@ -107,6 +107,8 @@ def _append(url, file, had, size):
     if had:
         headers["Range"] = f"bytes={had}-"
     with requests.get(url, headers=headers, stream=True, timeout=(CONNECT, READ)) as answer:
+        if answer.status_code == 416:
+            file.unlink()  # longer than what the server has now: start again next time
         answer.raise_for_status()
         # A server that does not know ranges answers 200 and starts from the beginning.
         had = had if answer.status_code == 206 else 0

@@ -1,4 +1,4 @@
-"""`python -m tfrec_attn.evaluate`: the metrics of a trained run, beside simple baselines."""
+"""`python -m tfrec_attn.evaluate`: metrics of a trained run, beside baselines."""
 
 import argparse
 import json
@@ -12,8 +12,14 @@ from tfrec_attn import baselines, metrics
 from tfrec_attn.pipeline import Prepared
 
 
-def evaluate(model, prepared: Prepared, fold: str, *, shortlist: int | None = None,
-             batch_size: int = 256) -> dict[str, np.ndarray]:
+def evaluate(
+    model,
+    prepared: Prepared,
+    fold: str,
+    *,
+    shortlist: int | None = None,
+    batch_size: int = 256,
+) -> dict[str, np.ndarray]:
     """Metrics of each user over the whole catalogue, items known of the user left out.
 
     Each held-out event is a query of its own, with the history strictly before it; a
@@ -35,9 +41,13 @@ def evaluate(model, prepared: Prepared, fold: str, *, shortlist: int | None = No
 
     queries = prepared.held_out(fold)
     if not len(queries):
-        raise ValueError(f"The {fold} fold has no event with a label of examples.positives.")
+        raise ValueError(
+            f"The {fold} fold has no event with a label of examples.positives."
+        )
     shortlist = prepared.config.index.shortlist if shortlist is None else shortlist
-    known = metrics.item_lists(queries.history.user, queries.history.item, len(prepared.users))
+    known = metrics.item_lists(
+        queries.history.user, queries.history.item, len(prepared.users)
+    )
     matrices = model.encode_items()
     ranks = []
     for batch in batches.in_order(queries, batch_size):
@@ -58,7 +68,8 @@ def evaluate(model, prepared: Prepared, fold: str, *, shortlist: int | None = No
             np.put_along_axis(scores, best, np.where(usable, logits, -np.inf), 1)
         ranks.append(metrics.ranks(scores, list(target), left_out))
     found = metrics.ranked_metrics(
-        np.concatenate(ranks), list(queries.targets.item[:, None]), ks=(5, 10, 20))
+        np.concatenate(ranks), list(queries.targets.item[:, None]), ks=(5, 10, 20)
+    )
     return {name: _by_user(values, queries.user) for name, values in found.items()}
 
 
@@ -71,10 +82,18 @@ def _users(model, matrices, batch):
     import tensorflow as tf
 
     profile = model.users.rows(batch["user"])
-    return model.users_at(profile, matrices.vector, {
-        **{name: batch[name] for name in ("history", "history_feedback", "history_time")},
-        "seen": tf.squeeze(batch["target_seen"], 1), "time": tf.squeeze(batch["target_time"], 1),
-    })
+    return model.users_at(
+        profile,
+        matrices.vector,
+        {
+            **{
+                name: batch[name]
+                for name in ("history", "history_feedback", "history_time")
+            },
+            "seen": tf.squeeze(batch["target_seen"], 1),
+            "time": tf.squeeze(batch["target_time"], 1),
+        },
+    )
 
 
 def _retrieve(state, matrices):
@@ -88,7 +107,8 @@ def _rank(model, state, matrices, rows):
 
     take = lambda value: tf.gather(value, rows)
     return model.rank_at(
-        state, take(matrices.pooled), take(matrices.tokens), take(matrices.mask))
+        state, take(matrices.pooled), take(matrices.tokens), take(matrices.mask)
+    )
 
 
 def reference(prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
@@ -106,9 +126,11 @@ def reference(prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
     table = {}
     for name, matrix in scores.items():
         found = metrics.ranked_metrics(
-            metrics.ranks(matrix[queries.user], targets, left_out), targets, ks=(5, 10, 20))
+            metrics.ranks(matrix[queries.user], targets, left_out), targets, ks=(5, 10, 20)
+        )
         table[name] = metrics.summary(
-            {k: _by_user(v, queries.user) for k, v in found.items()})
+            {k: _by_user(v, queries.user) for k, v in found.items()}
+        )
     return table
 
 
@@ -125,8 +147,10 @@ def show(table: dict[str, dict[str, float]]) -> str:
     """The table as text, a row a method."""
     columns = ("ndcg@10", "hit@10", "mrr", "ndcg@20", "hit@20")
     lines = [f"{'':20}" + "".join(f"{c:>9}" for c in columns)]
-    lines += [f"{name:20}" + "".join(f"{row[c]:9.4f}" for c in columns)
-              for name, row in table.items()]
+    lines += [
+        f"{name:20}" + "".join(f"{row[c]:9.4f}" for c in columns)
+        for name, row in table.items()
+    ]
     return "\n".join(lines)
 
 

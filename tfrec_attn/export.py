@@ -15,7 +15,6 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
     Raises:
       ValueError: When the run is not finished, the version exists, or the answers differ.
     """
-    import tensorflow as tf
 
     from tfrec_attn import assets, runs
     from tfrec_attn.model import bert
@@ -29,15 +28,26 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
         folder = assets.backbone(config.text.backbone)
         encoder = export.TextEncoder(WordPiece(folder), bert.load(folder))
     past = prepared.events(np.arange(len(prepared.tables.interactions)))
-    features = {name: value for name, value in prepared.user_features.items()
-                if name in model.users.tensors}
+    features = {
+        name: value
+        for name, value in prepared.user_features.items()
+        if name in model.users.tensors
+    }
     served = export.Served(
         export.Index(model, shortlist=config.index.shortlist),
-        items=prepared.items, users=prepared.users, user_features=features,
-        history={"row_lengths": np.bincount(past.user, minlength=len(prepared.users)),
-                 "item": past.item, "feedback": past.feedback.astype(np.int32),
-                 "time": past.time},
-        length=config.examples.history, max_length=config.text.max_length, encoder=encoder)
+        items=prepared.items,
+        users=prepared.users,
+        user_features=features,
+        history={
+            "row_lengths": np.bincount(past.user, minlength=len(prepared.users)),
+            "item": past.item,
+            "feedback": past.feedback.astype(np.int32),
+            "time": past.time,
+        },
+        length=config.examples.history,
+        max_length=config.text.max_length,
+        encoder=encoder,
+    )
     users = prepared.users.ids[:64]
     asked = export.request(served, users)
     trained = served.recommend(**asked)
@@ -45,19 +55,25 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
     def check(reloaded):
         answer = reloaded.signatures["serving_default"](**asked)
         for name, value in trained.items():
-            same = np.allclose(value, answer[name], atol=1e-5) if value.dtype.is_floating else (
-                np.array_equal(value, answer[name]))
+            same = (
+                np.allclose(value, answer[name], atol=1e-5)
+                if value.dtype.is_floating
+                else (np.array_equal(value, answer[name]))
+            )
             if not same:
-                raise ValueError(f"The reloaded model's {name} differs from the trained model's.")
+                raise ValueError(
+                    f"The reloaded model's {name} differs from the trained model's."
+                )
 
-    path = export.write(served, base, version=version, check=check)
-    return path
+    return export.write(served, base, version=version, check=check)
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="tfrec_attn.export", description=__doc__)
     parser.add_argument("--run", required=True, help="folder that tfrec_attn.train wrote")
-    parser.add_argument("--to", required=True, help="model folder, e.g. saved_models/movielens")
+    parser.add_argument(
+        "--to", required=True, help="model folder, e.g. saved_models/movielens"
+    )
     parser.add_argument("--version", type=int, help="the next free one by default")
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

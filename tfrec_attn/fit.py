@@ -35,8 +35,15 @@ def deterministic(seed: int) -> None:
     tf_keras.backend.experimental.enable_tf_random_generator()
 
 
-def fit(model: Recommender, examples: Examples, validate: Callable[[], dict[str, float]], *,
-        settings: Any, out: Path, resume: bool = False) -> list[dict[str, float]]:
+def fit(
+    model: Recommender,
+    examples: Examples,
+    validate: Callable[[], dict[str, float]],
+    *,
+    settings: Any,
+    out: Path,
+    resume: bool = False,
+) -> list[dict[str, float]]:
     """Trains until the epochs are over or the validation metric no longer rises.
 
     Args:
@@ -58,11 +65,18 @@ def fit(model: Recommender, examples: Examples, validate: Callable[[], dict[str,
     per_epoch = batches.steps(examples, settings.batch_size)
     total = per_epoch * settings.epochs
     schedule = tf_keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, int(total * (1 - settings.warmup))), alpha=0.05,
-        warmup_target=settings.learning_rate, warmup_steps=max(1, int(total * settings.warmup)))
+        0.0,
+        max(1, int(total * (1 - settings.warmup))),
+        alpha=0.05,
+        warmup_target=settings.learning_rate,
+        warmup_steps=max(1, int(total * settings.warmup)),
+    )
     with model.distribute_strategy.scope():
-        model.compile(optimizer=tf_keras.optimizers.AdamW(
-            schedule, weight_decay=settings.weight_decay, global_clipnorm=settings.clip))
+        model.compile(
+            optimizer=tf_keras.optimizers.AdamW(
+                schedule, weight_decay=settings.weight_decay, global_clipnorm=settings.clip
+            )
+        )
     keeper = Keeper(model, validate, out, settings.monitor, settings.patience)
     if resume:
         keeper.restore()
@@ -70,15 +84,26 @@ def fit(model: Recommender, examples: Examples, validate: Callable[[], dict[str,
         keeper.take_best()
         return keeper.history
     stream = batches.training(
-        examples, settings.batch_size, seed=settings.seed, epoch=keeper.done)
+        examples, settings.batch_size, seed=settings.seed, epoch=keeper.done
+    )
     options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.OFF
+    )
     targets = len(examples.targets)
     model.fit(
-        stream.with_options(options), epochs=settings.epochs, initial_epoch=keeper.done,
-        steps_per_epoch=per_epoch, verbose=0,
-        callbacks=[StopAtNaN(), keeper, Progress(per_epoch, targets / per_epoch),
-                   tf_keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False)])
+        stream.with_options(options),
+        epochs=settings.epochs,
+        initial_epoch=keeper.done,
+        steps_per_epoch=per_epoch,
+        verbose=0,
+        callbacks=[
+            StopAtNaN(),
+            keeper,
+            Progress(per_epoch, targets / per_epoch),
+            tf_keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False),
+        ],
+    )
     keeper.take_best()
     return keeper.history
 
@@ -93,7 +118,8 @@ class StopAtNaN(tf_keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"The loss of epoch {self.epoch + 1}, batch {batch + 1} is {logs['loss']}: "
-                "lower train.learning_rate, or look for values out of range in the tables.")
+                "lower train.learning_rate, or look for values out of range in the tables."
+            )
 
 
 class Keeper(tf_keras.callbacks.Callback):
@@ -135,8 +161,10 @@ class Keeper(tf_keras.callbacks.Callback):
         line = {"epoch": epoch + 1, **{f"train_{k}": float(v) for k, v in logs.items()}}
         found = self.validate()
         if self.monitor not in found:
-            raise ValueError(f"train.monitor={self.monitor!r} is none of the validation's "
-                             f"metrics: {', '.join(found)}.")
+            raise ValueError(
+                f"train.monitor={self.monitor!r} is none of the validation's "
+                f"metrics: {', '.join(found)}."
+            )
         logs.update({f"val_{name}": value for name, value in found.items()})
         self.history.append({**line, **found})
         if self._best_epoch() == self.done - 1:
@@ -166,14 +194,19 @@ class Progress(tf_keras.callbacks.Callback):
         self.steps, self.targets = steps, targets
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.bar = tqdm(total=round(self.steps * self.targets), unit="example",
-                        desc=f"epoch {epoch + 1}/{self.params['epochs']}")
+        self.bar = tqdm(
+            total=round(self.steps * self.targets),
+            unit="example",
+            desc=f"epoch {epoch + 1}/{self.params['epochs']}",
+        )
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         self.bar.update(round((batch + 1) * self.targets) - self.bar.n)
 
     def on_epoch_end(self, epoch, logs=None):
-        shown = {k: f"{v:.4f}" for k, v in logs.items() if k.startswith("val_") and "@10" in k}
+        shown = {
+            k: f"{v:.4f}" for k, v in logs.items() if k.startswith("val_") and "@10" in k
+        }
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", **shown)
         self.bar.close()

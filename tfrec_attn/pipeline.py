@@ -55,9 +55,11 @@ class Prepared:
 
     def events(self, rows: np.ndarray) -> examples.Events:
         """Some rows of the interactions, sorted."""
-        columns = ("user", "item", "time", "feedback", "weight")
-        return examples.sort(
-            *(self.tables.interactions[c].to_numpy() for c in columns), rows=rows)
+        table = self.tables.interactions
+        columns = [
+            table[c].to_numpy() for c in ("user", "item", "time", "feedback", "weight")
+        ]
+        return examples.sort(*columns, rows)
 
     def training(self) -> examples.Examples:
         """Windows over the training fold; its positive events are the targets."""
@@ -75,9 +77,12 @@ class Prepared:
         fresh = ~np.isin(_pairs(goal, len(self.items)), seen)
         wanted = fresh & self.label_is_positive[goal.feedback]
         if not fresh.all():
-            logger.info("%s: %d events repeat a known item and are no targets", fold, (~fresh).sum())
+            logger.info(
+                "%s: %d events repeat a known item and are no targets", fold, (~fresh).sum()
+            )
         return examples.make(
-            past, goal.take(np.flatnonzero(wanted)), length=self.config.examples.history)
+            past, goal.take(np.flatnonzero(wanted)), length=self.config.examples.history
+        )
 
 
 def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
@@ -92,17 +97,23 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
         from tfrec_attn.data import sources
 
         folder = sources.movielens_100k()
-        paths = tuple(folder / f"{name}.csv" for name in ("items", "users", "interactions"))
+        paths = folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
     if paths[0] is None:
         raise ValueError("No tables: set data.source, or data.items and data.interactions.")
     found = tables.read_tables(
-        paths[0], paths[1], paths[2], schema=schema, bad_rows=data.bad_rows,
-        rejects_path=out / "rejects.csv" if out else None)
+        paths[0],
+        paths[1],
+        paths[2],
+        schema=schema,
+        bad_rows=data.bad_rows,
+        rejects_path=out / "rejects.csv" if out else None,
+    )
     return config.model_copy(update={"schema_": found.schema}), found
 
 
-def prepare(config: Config, out: Path | None = None,
-            learned: tuple[dict, dict] | None = None) -> Prepared:
+def prepare(
+    config: Config, out: Path | None = None, learned: tuple[dict, dict] | None = None
+) -> Prepared:
     """Reads, splits and encodes.
 
     Args:
@@ -116,7 +127,8 @@ def prepare(config: Config, out: Path | None = None,
     schema = found.schema
     items = catalog.make(found.items, schema.items.columns or {}, learned and learned[0])
     users = catalog.make(
-        found.users, (schema.users and schema.users.columns) or {}, learned and learned[1])
+        found.users, (schema.users and schema.users.columns) or {}, learned and learned[1]
+    )
     positive = np.isin(LABELS, config.examples.positives)
     train = events[split.train]
     goal = train["item"].to_numpy()[positive[train["feedback"].to_numpy()]]
@@ -124,15 +136,25 @@ def prepare(config: Config, out: Path | None = None,
     if not counts.sum():
         raise ValueError(
             f"No training event has a label of examples.positives="
-            f"{list(config.examples.positives)}. Map feedback or widen the setting.")
+            f"{list(config.examples.positives)}. Map feedback or widen the setting."
+        )
     item_features, truncated = _features(config, items, out and out / "item_texts.npz")
     user_features, _ = _features(config, users, out and out / "user_texts.npz")
     rows = np.arange(1, len(items) + 1, dtype=np.int32)
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
     user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
-    return Prepared(config, found, split, items, users, item_features, user_features,
-                    counts / counts.sum(), truncated)
+    return Prepared(
+        config,
+        found,
+        split,
+        items,
+        users,
+        item_features,
+        user_features,
+        counts / counts.sum(),
+        truncated,
+    )
 
 
 def _split(config: Config, events) -> splits.Split:
@@ -146,7 +168,9 @@ def _split(config: Config, events) -> splits.Split:
         options["seed"] = settings.seed
     return splits.split(
         settings.name.replace("-", "_"),
-        *(events[c].to_numpy() for c in ("user", "item", "time")), **options)
+        *(events[c].to_numpy() for c in ("user", "item", "time")),
+        **options,
+    )
 
 
 def _features(config: Config, table: catalog.Catalog, cache: Path | None):
@@ -161,10 +185,17 @@ def _features(config: Config, table: catalog.Catalog, cache: Path | None):
     ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
     if cache is not None and cache.exists():
         kept = np.load(cache)
-        if np.array_equal(kept["ids"], ids) and str(kept["backbone"]) == config.text.backbone:
-            return features | _text(kept["hidden"], ids, tokenizer.pad_id, table), cut.numpy().mean()
+        if (
+            np.array_equal(kept["ids"], ids)
+            and str(kept["backbone"]) == config.text.backbone
+        ):
+            return features | _text(
+                kept["hidden"], ids, tokenizer.pad_id, table
+            ), cut.numpy().mean()
     with tqdm(total=len(ids), desc="encoding texts", unit="text") as bar:
-        hidden = bert_lib.encode(bert_lib.load(folder), ids, dtype=np.float16, progress=bar.update)
+        hidden = bert_lib.encode(
+            bert_lib.load(folder), ids, dtype=np.float16, progress=bar.update
+        )
     if cache is not None:
         np.savez(cache, ids=ids, hidden=hidden, backbone=config.text.backbone)
     return features | _text(hidden, ids, tokenizer.pad_id, table), float(cut.numpy().mean())
@@ -183,10 +214,17 @@ def build(prepared: Prepared) -> recommender.Recommender:
     past = prepared.events(prepared.split.train)
     past = past.take(np.flatnonzero(prepared.label_is_positive[past.feedback]))
     sizes = np.bincount(past.user, minlength=len(prepared.users))
-    profile = {name: value for name, value in prepared.user_features.items()
-               if name != "id" or prepared.config.model.user_id}
+    profile = {
+        name: value
+        for name, value in prepared.user_features.items()
+        if name != "id" or prepared.config.model.user_id
+    }
     return recommender.build(
-        prepared.config, items=prepared.item_features, users=profile,
-        item_columns=prepared.items.columns, user_columns=prepared.users.columns,
+        prepared.config,
+        items=prepared.item_features,
+        users=profile,
+        item_columns=prepared.items.columns,
+        user_columns=prepared.users.columns,
         frequency=prepared.frequency,
-        positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes))
+        positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes),
+    )

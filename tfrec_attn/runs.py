@@ -13,8 +13,16 @@ from tfrec_attn import config as config_lib
 from tfrec_attn import fit, pipeline
 from tfrec_attn.data import catalog
 
-PACKAGES = ("tensorflow", "tf-keras", "tensorflow-text", "tensorflow-recommenders",
-            "transformers", "polars", "numpy", "tfrec-attn")
+PACKAGES = (
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-text",
+    "tensorflow-recommenders",
+    "transformers",
+    "polars",
+    "numpy",
+    "tfrec-attn",
+)
 
 
 def begin(out: Path, prepared: pipeline.Prepared) -> None:
@@ -23,11 +31,21 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     (out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
     (out / "schema.toml").write_text(prepared.tables.schema.to_toml(), "utf-8")
-    write_json(out / "columns.json", {"items": catalog.to_json(prepared.items.columns),
-                                      "users": catalog.to_json(prepared.users.columns)})
-    write_json(out / "environment.json", {
-        "python": sys.version, "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES}})
+    write_json(
+        out / "columns.json",
+        {
+            "items": catalog.to_json(prepared.items.columns),
+            "users": catalog.to_json(prepared.users.columns),
+        },
+    )
+    write_json(
+        out / "environment.json",
+        {
+            "python": sys.version,
+            "platform": platform.platform(),
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+        },
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,10 +62,12 @@ def load(run: Path):
       ValueError: When the folder is not that of a finished training.
     """
     if not (run / "checkpoints" / "best.index").exists():
-        raise ValueError(f"{run} holds no trained model. Run tfrec_attn.train --out {run} first.")
+        raise ValueError(
+            f"{run} holds no trained model. Run tfrec_attn.train --out {run} first."
+        )
     config = config_lib.load(run / "config.toml")
     columns = json.loads((run / "columns.json").read_text("utf-8"))
-    learned = tuple(catalog.from_json(columns[name]) for name in ("items", "users"))
+    learned = catalog.from_json(columns["items"]), catalog.from_json(columns["users"])
     prepared = pipeline.prepare(config, run, learned)
     model = pipeline.build(prepared)
     model.warm_up()

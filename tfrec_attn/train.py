@@ -17,8 +17,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--users", help="table of users")
     p.add_argument("--interactions", help="table of interactions")
     p.add_argument("--out", required=True, help="run folder")
-    p.add_argument("--set", action="append", default=[], metavar="section.field=value",
-                   help="changes one setting; may be repeated")
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="section.field=value",
+        help="changes one setting; may be repeated",
+    )
     p.add_argument("--bad-rows", choices=("stop", "set-aside"))
     p.add_argument("--strategy", choices=("auto", "one", "mirrored"))
     p.add_argument("--resume", action="store_true", help="go on after the last full epoch")
@@ -27,9 +32,13 @@ def parser() -> argparse.ArgumentParser:
 
 def settings(args: argparse.Namespace) -> config_lib.Config:
     """The config of a command line; flags count as overrides before `--set`."""
-    flags = {"data.items": args.items, "data.users": args.users,
-             "data.interactions": args.interactions, "data.bad_rows": args.bad_rows,
-             "train.strategy": args.strategy}
+    flags = {
+        "data.items": args.items,
+        "data.users": args.users,
+        "data.interactions": args.interactions,
+        "data.bad_rows": args.bad_rows,
+        "train.strategy": args.strategy,
+    }
     overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
     return config_lib.load(args.config, [*overrides, *args.set])
 
@@ -48,16 +57,21 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
         model = pipeline.build(prepared)
     model.warm_up()
     validate = lambda: metrics.summary(evaluate.evaluate(model, prepared, "validation"))
-    history = fit.fit(model, prepared.training(), validate, settings=config.train, out=out,
-                      resume=resume)
+    history = fit.fit(
+        model, prepared.training(), validate, settings=config.train, out=out, resume=resume
+    )
     plots.learning_curves(history, out / "learning_curves.png")
     table = evaluate.report(model, prepared, "test")
     print(evaluate.show(table), file=sys.stderr)
     result = {
-        "split": prepared.split.name, "digest": prepared.split.digest,
-        "epochs": len(history), "best_validation": max(h[config.train.monitor] for h in history),
-        "truncated_texts": prepared.truncated, "rejected_rows": len(prepared.tables.rejects),
-        "test": table}
+        "split": prepared.split.name,
+        "digest": prepared.split.digest,
+        "epochs": len(history),
+        "best_validation": max(h[config.train.monitor] for h in history),
+        "truncated_texts": prepared.truncated,
+        "rejected_rows": len(prepared.tables.rejects),
+        "test": table,
+    }
     runs.write_json(out / "metrics.json", result)
     return result
 

@@ -35,14 +35,17 @@ def gather(examples: Examples, index: np.ndarray) -> dict[str, np.ndarray]:
     event, seen = _span(first, last, examples.width)
     goal, asked = _span(begin, end, examples.count)
     pick = lambda column, where, mask, pad: np.where(
-        mask, column[where] if len(column) else pad, pad).astype(column.dtype)
+        mask, column[where] if len(column) else pad, pad
+    ).astype(column.dtype)
     return {
         "user": np.where(real, examples.user[index], 0).astype(np.int32),
         "history": pick(past.item, event, seen, -1),
         "history_feedback": pick(past.feedback, event, seen, 0).astype(np.int32),
         "history_time": pick(past.time, event, seen, 0),
         "target": pick(targets.item, goal, asked, 0),
-        "target_seen": np.where(asked, examples.stop[goal] - first[:, None], 0).astype(np.int32),
+        "target_seen": np.where(asked, examples.stop[goal] - first[:, None], 0).astype(
+            np.int32
+        ),
         "target_feedback": pick(targets.feedback, goal, asked, 0).astype(np.int32),
         "target_time": pick(targets.time, goal, asked, 0),
         "weight": pick(targets.weight, goal, asked, 0),
@@ -61,7 +64,9 @@ def steps(examples: Examples, batch_size: int) -> int:
     return -(-len(examples) // batch_size)
 
 
-def training(examples: Examples, batch_size: int, *, seed: int, epoch: int = 0) -> tf.data.Dataset:
+def training(
+    examples: Examples, batch_size: int, *, seed: int, epoch: int = 0
+) -> tf.data.Dataset:
     """An endless stream of shuffled batches of one static shape.
 
     Each epoch holds every example once; its order is a function of `(seed, epoch)` only,
@@ -74,6 +79,7 @@ def training(examples: Examples, batch_size: int, *, seed: int, epoch: int = 0) 
       seed: Of the order.
       epoch: The first one to give.
     """
+
     def index() -> Iterator[np.ndarray]:
         for turn in range(epoch, np.iinfo(np.int32).max):
             order = np.random.default_rng((seed, turn)).permutation(len(examples))
@@ -85,6 +91,7 @@ def training(examples: Examples, batch_size: int, *, seed: int, epoch: int = 0) 
 
 def in_order(examples: Examples, batch_size: int) -> tf.data.Dataset:
     """Every example once, in order; the last batch is smaller."""
+
     def index() -> Iterator[np.ndarray]:
         for start in range(0, len(examples), batch_size):
             yield np.arange(start, min(start + batch_size, len(examples)))

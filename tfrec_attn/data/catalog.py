@@ -53,8 +53,11 @@ class Catalog:
         return len(self.ids)
 
 
-def make(table: pl.DataFrame, kinds: Mapping[str, str],
-         columns: Mapping[str, Column] | None = None) -> Catalog:
+def make(
+    table: pl.DataFrame,
+    kinds: Mapping[str, str],
+    columns: Mapping[str, Column] | None = None,
+) -> Catalog:
     """Turns a checked table into arrays.
 
     Args:
@@ -86,9 +89,10 @@ def to_json(columns: Mapping[str, Column]) -> dict[str, Any]:
 
 def from_json(plain: Mapping[str, Any]) -> dict[str, Column]:
     """The inverse of `to_json`."""
-    tuples = lambda fields: {
-        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return {name: Column(**tuples(fields)) for name, fields in plain.items()}
+    tuples: Any = lambda fields: {
+        k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+    }
+    return {name: Column(**tuples(dict(fields))) for name, fields in plain.items()}
 
 
 def _learn_category(column: pl.Series) -> Column:
@@ -98,7 +102,8 @@ def _learn_category(column: pl.Series) -> Column:
 
 def _learn_categories(column: pl.Series) -> Column:
     return dataclasses.replace(
-        _learn_category(column.explode(empty_as_null=True)), kind="categories")
+        _learn_category(column.explode(empty_as_null=True)), kind="categories"
+    )
 
 
 def _learn_number(column: pl.Series) -> Column:
@@ -144,8 +149,10 @@ def _read_time(column: pl.Series, learned: Column, name: str) -> np.ndarray:
 def _read_embedding(column: pl.Series, learned: Column, name: str) -> np.ndarray:
     width = column.dtype.shape[0]  # type: ignore[attr-defined]
     if width != learned.width:
-        raise ValueError(f"Column {name}: vectors of {learned.width} values are needed, "
-                         f"as in training. Received: {width}.")
+        raise ValueError(
+            f"Column {name}: vectors of {learned.width} values are needed, "
+            f"as in training. Received: {width}."
+        )
     missing = pl.lit(np.zeros(width, np.float32).tolist(), column.dtype)
     return column.to_frame().select(pl.col(column.name).fill_null(missing))[:, 0].to_numpy()
 

@@ -43,7 +43,11 @@ def sort(user, item, time, feedback, weight, rows=None) -> Events:
       rows: `[n]` rows to keep.
     """
     rows = np.arange(len(user)) if rows is None else np.asarray(rows, np.int64)
-    user, item, time = np.asarray(user)[rows], np.asarray(item)[rows], np.asarray(time)[rows]
+    user, item, time = (
+        np.asarray(user)[rows],
+        np.asarray(item)[rows],
+        np.asarray(time)[rows],
+    )
     order = np.lexsort((rows, time, user))
     return Events(
         user[order].astype(np.int32),

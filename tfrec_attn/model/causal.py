@@ -8,8 +8,8 @@ class CausalBlock(tf_keras.layers.Layer):
     """A pre-norm transformer block over a profile followed by events in time order.
 
     An event sees the profile and itself and the `length - 1` events before it; a profile
-    token sees the profile up to itself. A learned bias for each distance stands in for positions,
-    so that a window of any width and the served history give the same result.
+    token sees the profile up to itself. A learned bias for each distance stands in for
+    positions, so that a window of any width and the served history give the same result.
 
     Inputs: tokens `[B, n, d]`, mask `[B, n]`, and P, the number of profile tokens.
     Output: `[B, n, d]`.
@@ -38,7 +38,8 @@ class CausalBlock(tf_keras.layers.Layer):
     def build(self, input_shape):
         # One bias for each distance, one more for all of the profile.
         self.bias = self.add_weight(
-            "bias", (self.heads, self.length + 1), initializer="zeros")
+            "bias", (self.heads, self.length + 1), initializer="zeros"
+        )
         super().build(input_shape)
 
     def call(self, inputs, training=None):
@@ -55,7 +56,9 @@ class CausalBlock(tf_keras.layers.Layer):
         scores = tf.einsum("bihw,bjhw->bhij", query, key) * self.width**-0.5
         distance = tf.range(n)[:, None] - tf.range(n)[None, :]
         profile = (tf.range(n) < prefix)[None, :]
-        place = tf.where(profile, self.length, tf.clip_by_value(distance, 0, self.length - 1))
+        place = tf.where(
+            profile, self.length, tf.clip_by_value(distance, 0, self.length - 1)
+        )
         scores += tf.gather(self.bias, place, axis=1)
         allowed = (distance >= 0) & ((distance < self.length) | profile)
         allowed = (allowed & mask[:, None, :])[:, None]
@@ -63,4 +66,6 @@ class CausalBlock(tf_keras.layers.Layer):
         weights = tf.nn.softmax(tf.where(allowed, scores, -1e9))
         weights = self.dropout(weights, training=training)
         return tf.reshape(
-            tf.einsum("bhij,bjhw->bihw", weights, value), (batch, n, self.heads * self.width))
+            tf.einsum("bhij,bjhw->bihw", weights, value),
+            (batch, n, self.heads * self.width),
+        )

@@ -1,4 +1,4 @@
-"""The model: towers, scorer and losses in one `tfrs.Model`, and `build`, which reads config.
+"""Towers, scorer and losses in one `tfrs.Model`, and `build`, which reads the config.
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of an
 example, C candidates, n user tokens, m item tokens, d width.
@@ -31,8 +31,11 @@ class Features:
 
     def rows(self, rows, *, without: tuple[str, ...] = ()):
         """The features of some rows, by name."""
-        return {name: tf.gather(tensor, rows) for name, tensor in self.tensors.items()
-                if name not in without}
+        return {
+            name: tf.gather(tensor, rows)
+            for name, tensor in self.tensors.items()
+            if name not in without
+        }
 
 
 class ItemMatrices(NamedTuple):
@@ -80,10 +83,22 @@ class Recommender(tfrs.Model):
       seed: Of all draws.
     """
 
-    def __init__(self, *, item_tower: ItemTower, user_tower: UserTower, scorer,
-                 retrieval: tasks.Retrieval, items: Features, users: Features,
-                 frequency: np.ndarray, positives_of: tf.RaggedTensor, settings,
-                 shortlist: int, positives: tuple[int, ...], seed: int):
+    def __init__(
+        self,
+        *,
+        item_tower: ItemTower,
+        user_tower: UserTower,
+        scorer,
+        retrieval: tasks.Retrieval,
+        items: Features,
+        users: Features,
+        frequency: np.ndarray,
+        positives_of: tf.RaggedTensor,
+        settings,
+        shortlist: int,
+        positives: tuple[int, ...],
+        seed: int,
+    ):
         super().__init__()
         self.item_tower, self.user_tower = item_tower, user_tower
         self.scorer, self.retrieval = scorer, retrieval
@@ -95,9 +110,12 @@ class Recommender(tfrs.Model):
         self.shortlist = max(shortlist, settings.hard_negatives)
         self.positives, self.seed = tf.constant(positives), seed
         self.prior = self.add_weight(
-            "prior", (), initializer=tf_keras.initializers.Constant(1.0))
-        self.meters = {name: tf_keras.metrics.Mean(name) for name in
-                       ("loss", "retrieval", "ranking", "feedback")}
+            "prior", (), initializer=tf_keras.initializers.Constant(1.0)
+        )
+        self.meters = {
+            name: tf_keras.metrics.Mean(name)
+            for name in ("loss", "retrieval", "ranking", "feedback")
+        }
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
 
     # What is served.
@@ -105,8 +123,10 @@ class Recommender(tfrs.Model):
     def encode_items(self, block: int = 4096) -> ItemMatrices:
         """All items through the item tower, in blocks of rows."""
         count = len(self.frequency)
-        parts = [self._encode_rows(tf.range(i, min(i + block, count)))
-                 for i in range(0, count, block)]
+        parts = [
+            self._encode_rows(tf.range(i, min(i + block, count)))
+            for i in range(0, count, block)
+        ]
         return ItemMatrices(*(tf.concat(part, 0) for part in zip(*parts, strict=True)))
 
     @tf.function(reduce_retracing=True)
@@ -124,13 +144,15 @@ class Recommender(tfrs.Model):
           batch: `history` `[B, W]` rows, -1 pads; `history_feedback`; `history_time`;
             `seen` `[B]` events before the moment; `time` `[B]` ms, 0 where unknown.
         """
-        tokens, mask, prefix = self.user_tower({
-            "profile": profile,
-            "events": tf.gather(vectors, tf.maximum(batch["history"], 0)),
-            "mask": batch["history"] >= 0,
-            "feedback": batch["history_feedback"],
-            "time": batch["history_time"],
-        })
+        tokens, mask, prefix = self.user_tower(
+            {
+                "profile": profile,
+                "events": tf.gather(vectors, tf.maximum(batch["history"], 0)),
+                "mask": batch["history"] >= 0,
+                "feedback": batch["history_feedback"],
+                "time": batch["history_time"],
+            }
+        )
         seen = batch["seen"][:, None]
         gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
         query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
@@ -149,8 +171,14 @@ class Recommender(tfrs.Model):
           `[B, C]` logits.
         """
         score = self.scorer(
-            {"user": user.tokens, "item": tokens, "user_mask": user.mask, "item_mask": mask},
-            training=training)
+            {
+                "user": user.tokens,
+                "item": tokens,
+                "user_mask": user.mask,
+                "item_mask": mask,
+            },
+            training=training,
+        )
         cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
         # The ranking learns how far to trust the retrieval, it does not bend it.
         scale = tf.stop_gradient(tf.exp(self.retrieval.log_scale))
@@ -168,13 +196,20 @@ class Recommender(tfrs.Model):
 
     def warm_up(self) -> None:
         """Makes all weights, by a call on one made-up user."""
-        batch = {"history": tf.zeros((1, 1), tf.int32), "history_feedback": tf.zeros((1, 1), tf.int32),
-                 "history_time": tf.zeros((1, 1), tf.int64), "seen": tf.ones(1, tf.int32),
-                 "time": tf.zeros(1, tf.int64)}
+        batch = {
+            "history": tf.zeros((1, 1), tf.int32),
+            "history_feedback": tf.zeros((1, 1), tf.int32),
+            "history_time": tf.zeros((1, 1), tf.int64),
+            "seen": tf.ones(1, tf.int32),
+            "time": tf.zeros(1, tf.int64),
+        }
         rows = tf.zeros(1, tf.int32)
         with self.distribute_strategy.scope():
             features = self.items.rows(rows)
-            vector, (tokens, mask) = self.item_tower.vector(features), self.item_tower(features)
+            vector, (tokens, mask) = (
+                self.item_tower.vector(features),
+                self.item_tower(features),
+            )
             pooled = self.item_tower.pool(vector)
             self.retrieval.build(None)
             user = self.encode_users(self.users.rows(rows), vector, batch)
@@ -197,9 +232,15 @@ class Recommender(tfrs.Model):
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
         weight = flat(batch["weight"])
         losses = self.retrieval(
-            flat(query), items=items, pooled=pooled, target=flat(at["target"]),
-            negatives=at["negatives"], taken=tf.repeat(taken, each, axis=0),
-            real=weight > 0, frequency=self.frequency)
+            flat(query),
+            items=items,
+            pooled=pooled,
+            target=flat(at["target"]),
+            negatives=at["negatives"],
+            taken=tf.repeat(taken, each, axis=0),
+            real=weight > 0,
+            frequency=self.frequency,
+        )
         total = settings.retrieval * self._mean("retrieval", losses, weight)
         if settings.ranking or settings.feedback:
             total += self._ranking(batch, items, at, pooled, tokens, query, taken, training)
@@ -230,36 +271,49 @@ class Recommender(tfrs.Model):
         seed = tf.stack([tf.cast(self.seed, tf.int64), self.steps])
         # The same on every replica: negatives are shared.
         drawn = tf.argsort(tf.random.stateless_uniform((count,), seed))[:wanted]
-        parts = {"history": tf.maximum(batch["history"], 0), "target": batch["target"],
-                 "negatives": drawn}
-        items, index = tf.unique(tf.concat([tf.reshape(p, [-1]) for p in parts.values()], 0))
+        parts = {
+            "history": tf.maximum(batch["history"], 0),
+            "target": batch["target"],
+            "negatives": drawn,
+        }
+        items, index = tf.unique(
+            tf.concat([tf.reshape(p, [-1]) for p in parts.values()], 0)
+        )
         sizes = [tf.size(part) for part in parts.values()]
         pieces = tf.split(index, sizes, num=len(sizes))
-        return items, {name: tf.reshape(piece, tf.shape(part)) for (name, part), piece
-                       in zip(parts.items(), pieces, strict=True)}
+        return items, {
+            name: tf.reshape(piece, tf.shape(part))
+            for (name, part), piece in zip(parts.items(), pieces, strict=True)
+        }
 
     def _vectors(self, items, training):
         features = self.items.rows(items, without=("text",))
         return self.item_tower.vector(features, training=training)
 
     def _user_tokens(self, vectors, history, batch, training=None):
-        return self.user_tower({
-            "profile": self.users.rows(batch["user"]),
-            "events": tf.gather(vectors, history),
-            "mask": batch["history"] >= 0,
-            "feedback": batch["history_feedback"],
-            "time": batch["history_time"],
-        }, training=training)
+        return self.user_tower(
+            {
+                "profile": self.users.rows(batch["user"]),
+                "events": tf.gather(vectors, history),
+                "mask": batch["history"] >= 0,
+                "feedback": batch["history_feedback"],
+                "time": batch["history_time"],
+            },
+            training=training,
+        )
 
     def _queries(self, user_tokens, batch):
         tokens, _, prefix = user_tokens
-        gaps = request_gap(batch["history_time"], batch["target_seen"], batch["target_time"])
+        gaps = request_gap(
+            batch["history_time"], batch["target_seen"], batch["target_time"]
+        )
         return self.user_tower.query(tokens, prefix, batch["target_seen"], gaps)
 
     def _taken(self, users, items):
         """`[B, U]`: which of the step's items are training positives of the users."""
-        place = tf.scatter_nd(items[:, None], tf.range(1, tf.size(items) + 1),
-                              tf.shape(self.frequency))
+        place = tf.scatter_nd(
+            items[:, None], tf.range(1, tf.size(items) + 1), tf.shape(self.frequency)
+        )
         theirs = tf.gather(self.positives_of, users)
         column = tf.gather(place, theirs.values)
         row = tf.cast(theirs.value_rowids(), tf.int32)
@@ -272,7 +326,8 @@ class Recommender(tfrs.Model):
         settings = self.settings
         pick = self._ranked_targets(batch["weight"])
         choose = lambda value: tf.reshape(
-            tf.gather(value, pick, batch_dims=1), (-1, *value.shape[2:]))
+            tf.gather(value, pick, batch_dims=1), (-1, *value.shape[2:])
+        )
         tokens, mask, prefix = user_tokens
         seen = tf.gather(batch["target_seen"], pick, batch_dims=1)
         tokens, mask = self.user_tower.known(tokens, mask, prefix, seen)
@@ -280,7 +335,8 @@ class Recommender(tfrs.Model):
         user = UserState(choose(query), flat(tokens), flat(mask))
         target, weight = choose(at["target"]), choose(batch["weight"])
         list_, real = self._shortlist(
-            user.query, pooled, target, tf.repeat(taken, pick.shape[1], axis=0))
+            user.query, pooled, target, tf.repeat(taken, pick.shape[1], axis=0)
+        )
         list_, real = self._with_rejected(list_, real, batch, at, pick.shape[1])
         scores = self._score_shortlist(user, items, pooled, list_, training)
         ranking = tasks.listwise(scores, real)
@@ -323,16 +379,24 @@ class Recommender(tfrs.Model):
         rank = tf.where(~liked & (batch["history"] >= 0), place, 0)
         last, where = tf.math.top_k(rank, count)
         more = tf.gather(at["history"], where, batch_dims=1)
-        return (tf.concat([list_, tf.repeat(more, each, axis=0)], 1),
-                tf.concat([real, tf.repeat(last > 0, each, axis=0)], 1))
+        return (
+            tf.concat([list_, tf.repeat(more, each, axis=0)], 1),
+            tf.concat([real, tf.repeat(last > 0, each, axis=0)], 1),
+        )
 
     def _score_shortlist(self, user, items, pooled, list_, training):
         unique, index = tf.unique(tf.reshape(list_, [-1]))
         tokens, mask = self.item_tower(
-            self.items.rows(tf.gather(items, unique)), training=training)
+            self.items.rows(tf.gather(items, unique)), training=training
+        )
         index = tf.reshape(index, tf.shape(list_))
-        return self.rank(user, tf.gather(pooled, list_), tf.gather(tokens, index),
-                         tf.gather(mask, index), training=training)
+        return self.rank(
+            user,
+            tf.gather(pooled, list_),
+            tf.gather(tokens, index),
+            tf.gather(mask, index),
+            training=training,
+        )
 
     def _mean(self, name, losses, weight):
         """This replica's share of the weighted mean over all replicas' targets."""
@@ -355,9 +419,16 @@ def request_gap(history_time, seen, time):
     return gap(tf.where(seen > 0, last, tf.zeros_like(last)), time)
 
 
-def build(config: Config, *, items: Mapping[str, np.ndarray], users: Mapping[str, np.ndarray],
-          item_columns, user_columns, frequency: np.ndarray,
-          positives_of: tf.RaggedTensor) -> Recommender:
+def build(
+    config: Config,
+    *,
+    items: Mapping[str, np.ndarray],
+    users: Mapping[str, np.ndarray],
+    item_columns,
+    user_columns,
+    frequency: np.ndarray,
+    positives_of: tf.RaggedTensor,
+) -> Recommender:
     """The model of a run: the one place where config meets layers.
 
     Args:
@@ -369,24 +440,39 @@ def build(config: Config, *, items: Mapping[str, np.ndarray], users: Mapping[str
     """
     settings = config.model
     dim, drop = settings.dim, settings.dropout
-    item_encoders = {"id": encoders.CategoryTokens(len(frequency), dim, settings.id_dropout)}
+    item_encoders = {
+        "id": encoders.CategoryTokens(len(frequency), dim, settings.id_dropout)
+    }
     item_encoders |= _encoders(item_columns, items, dim, drop)
     user_encoders = _encoders(user_columns, users, dim, drop)
     if settings.user_id:
         user_encoders["id"] = encoders.CategoryTokens(positives_of.shape[0], dim, 0.5)
     tower = UserTower(
-        user_encoders, dim=dim, heads=settings.heads, blocks=settings.blocks,
-        length=config.examples.history, dropout=drop, time=settings.time)
+        user_encoders,
+        dim=dim,
+        heads=settings.heads,
+        blocks=settings.blocks,
+        length=config.examples.history,
+        dropout=drop,
+        time=settings.time,
+    )
     loss = config.loss
     return Recommender(
-        item_tower=ItemTower(item_encoders), user_tower=tower,
+        item_tower=ItemTower(item_encoders),
+        user_tower=tower,
         scorer=AttentionWeightedCosine(**config.scorer.model_dump()),
         retrieval=tasks.Retrieval(
-            group=loss.group, logq=loss.logq, temperature=loss.temperature),
-        items=Features(items), users=Features(users), frequency=frequency,
-        positives_of=positives_of, settings=loss, shortlist=config.index.shortlist,
+            group=loss.group, logq=loss.logq, temperature=loss.temperature
+        ),
+        items=Features(items),
+        users=Features(users),
+        frequency=frequency,
+        positives_of=positives_of,
+        settings=loss,
+        shortlist=config.index.shortlist,
         positives=tuple(LABELS.index(label) for label in config.examples.positives),
-        seed=config.train.seed)
+        seed=config.train.seed,
+    )
 
 
 def _encoders(columns, features, dim: int, dropout: float):

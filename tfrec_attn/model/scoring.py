@@ -21,7 +21,8 @@ def unit(tokens):
     empty = top < 1e-30
     scaled = tokens / tf.stop_gradient(tf.where(empty, tf.ones_like(top), top))
     return scaled * tf.math.rsqrt(
-        tf.maximum(tf.reduce_sum(tf.square(scaled), -1, keepdims=True), TINY))
+        tf.maximum(tf.reduce_sum(tf.square(scaled), -1, keepdims=True), TINY)
+    )
 
 
 def masked_softmax(logits, mask, axis):
@@ -30,8 +31,20 @@ def masked_softmax(logits, mask, axis):
     return tf.where(mask, weights, tf.zeros_like(weights))
 
 
-def softmax_score(user, item, user_values, item_values, user_mask, item_mask, *, focus,
-                  user_weight=None, item_weight=None, bidirectional=False, drop=None):
+def softmax_score(
+    user,
+    item,
+    user_values,
+    item_values,
+    user_mask,
+    item_mask,
+    *,
+    focus,
+    user_weight=None,
+    item_weight=None,
+    bidirectional=False,
+    drop=None,
+):
     """How well each item token is matched by what it sees of the user.
 
     `A = softmax_i(focus · cos(q_i, k_j) + β_i)`, `Q̃_j = Σ_i A_ij v_i`,
@@ -59,25 +72,36 @@ def softmax_score(user, item, user_values, item_values, user_mask, item_mask, *,
     user_real = user_mask[:, None, None, :, None]
     item_real = _lead(item_mask, 3)[:, :, None, None, :]
     affinity = focus * dots(unit(user), unit(item))
-    beta = 0.0 if user_weight is None else _lead(
-        tf.einsum("bnh->bhn", user_weight)[:, None, :, :, None], 5)
+    beta = (
+        0.0
+        if user_weight is None
+        else _lead(tf.einsum("bnh->bhn", user_weight)[:, None, :, :, None], 5)
+    )
     weights = drop(masked_softmax(affinity + beta, user_real, -2))
     gram = tf.einsum("bnhd,bkhd->bhnk", user_values, user_values)
     # <Q̃_j, w_j> = Σ_i A_ij <v_i, w_j> and |Q̃_j|² = Σ_ik A_ij A_kj <v_i, v_k>: Q̃ itself,
     # C·m·d numbers a user, is never made.
-    match = _cosine(tf.reduce_sum(weights * dots(user_values, unit(item_values)), -2),
-                    tf.reduce_sum(weights * tf.einsum("bhnk,bchkm->bchnm", gram, weights), -2))
-    logits = 0.0 if item_weight is None else _lead(
-        tf.einsum("...mh->...hm", item_weight), 4)
+    match = _cosine(
+        tf.reduce_sum(weights * dots(user_values, unit(item_values)), -2),
+        tf.reduce_sum(weights * tf.einsum("bhnk,bchkm->bchnm", gram, weights), -2),
+    )
+    logits = (
+        0.0 if item_weight is None else _lead(tf.einsum("...mh->...hm", item_weight), 4)
+    )
     omega = masked_softmax(logits + tf.zeros_like(match), item_real[..., 0, :], -1)
     known = tf.reduce_any(user_real, -2)
     contributions = tf.where(known, omega * match, tf.zeros_like(match))
     parts = {"A": weights, "contributions": contributions / match.shape[2]}
     if bidirectional:
         parts["contributions"] /= 2
-        parts |= _reverse(affinity, user_values, item_values, user_real, item_real, dots, c, drop)
-    score = sum(tf.reduce_sum(value, (-2, -1)) for name, value in parts.items()
-                if name.endswith("contributions"))
+        parts |= _reverse(
+            affinity, user_values, item_values, user_real, item_real, dots, c, drop
+        )
+    score = sum(
+        tf.reduce_sum(value, (-2, -1))
+        for name, value in parts.items()
+        if name.endswith("contributions")
+    )
     return score, parts
 
 
@@ -85,8 +109,10 @@ def _reverse(affinity, user_values, item_values, user_real, item_real, dots, c, 
     """The other direction: user tokens attend over the item's, all equally important."""
     weights = drop(masked_softmax(affinity, item_real, -1))
     gram = _lead(tf.einsum(f"{c}mhd,{c}khd->{c}hmk", item_values, item_values), 5)
-    match = _cosine(tf.reduce_sum(weights * dots(unit(user_values), item_values), -1),
-                    tf.reduce_sum(weights * tf.matmul(weights, gram), -1))
+    match = _cosine(
+        tf.reduce_sum(weights * dots(unit(user_values), item_values), -1),
+        tf.reduce_sum(weights * tf.matmul(weights, gram), -1),
+    )
     uniform = masked_softmax(tf.zeros_like(match), user_real[..., 0], -1)
     known = tf.reduce_any(item_real, -1)
     contributions = tf.where(known, uniform * match, tf.zeros_like(match))
@@ -134,9 +160,14 @@ def article_score(user, item, user_mask, item_mask, *, normalizer="l2"):
     count = tf.cast(tf.math.count_nonzero(user_mask, -1), tf.float32)[:, None, None]
     contributions = tf.math.divide_no_nan(tf.reduce_sum(weights * similarity, -2), count)
     return tf.reduce_sum(contributions, -1), {
-        "A": attention, "Q_tilde": q_tilde, "K_tilde": k_tilde, "S": similarity,
-        "R": weights, "F": tf.einsum("bnd,bcnm->bcdm", user, weights),
-        "contributions": contributions}
+        "A": attention,
+        "Q_tilde": q_tilde,
+        "K_tilde": k_tilde,
+        "S": similarity,
+        "R": weights,
+        "F": tf.einsum("bnd,bcnm->bcdm", user, weights),
+        "contributions": contributions,
+    }
 
 
 def _normalizer(tokens, mask, normalizer):

@@ -28,20 +28,24 @@ class Retrieval(tf_keras.layers.Layer):
       - In-batch and uniform negatives mixed: Yang et al., 2020, WWW companion, section 3.2.
     """
 
-    def __init__(self, *, group: int = 256, logq: bool = True, temperature: float = 0.07,
-                 **kwargs):
+    def __init__(
+        self, *, group: int = 256, logq: bool = True, temperature: float = 0.07, **kwargs
+    ):
         super().__init__(**kwargs)
         self.group, self.logq, self.temperature = group, logq, temperature
         self.task = tfrs.tasks.Retrieval(
             loss=tf_keras.losses.CategoricalCrossentropy(
-                from_logits=True, reduction=tf_keras.losses.Reduction.NONE),
+                from_logits=True, reduction=tf_keras.losses.Reduction.NONE
+            ),
             remove_accidental_hits=True,
         )
 
     def build(self, input_shape):
         self.log_scale = self.add_weight(
-            "log_scale", (),
-            initializer=tf_keras.initializers.Constant(-np.log(self.temperature)))
+            "log_scale",
+            (),
+            initializer=tf_keras.initializers.Constant(-np.log(self.temperature)),
+        )
         super().build(input_shape)
 
     def call(self, query, *, items, pooled, target, negatives, taken, real, frequency):
@@ -62,9 +66,22 @@ class Retrieval(tf_keras.layers.Layer):
           `[n]` float32; where `real` is False a number without meaning.
         """
         groups = [slice(i, i + self.group) for i in range(0, query.shape[0], self.group)]
-        return tf.concat([
-            self._group(query[g], items, pooled, target[g], negatives, taken[g], real[g],
-                        frequency) for g in groups], 0)
+        return tf.concat(
+            [
+                self._group(
+                    query[g],
+                    items,
+                    pooled,
+                    target[g],
+                    negatives,
+                    taken[g],
+                    real[g],
+                    frequency,
+                )
+                for g in groups
+            ],
+            0,
+        )
 
     def _group(self, query, items, pooled, target, negatives, taken, real, frequency):
         at = tf.concat([target, negatives], 0)
@@ -77,7 +94,8 @@ class Retrieval(tf_keras.layers.Layer):
             tf.gather(pooled, at),
             candidate_ids=ids,
             candidate_sampling_probability=(
-                self._probability(ids, real, drawn, frequency) if self.logq else None),
+                self._probability(ids, real, drawn, frequency) if self.logq else None
+            ),
             score_mask=own | usable,
             compute_metrics=False,
             compute_batch_metrics=False,

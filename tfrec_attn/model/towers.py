@@ -12,7 +12,9 @@ import tf_keras
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model.causal import CausalBlock
 
-GAPS = 24  # buckets of a time gap: unknown, below a second, then one a doubling (to 48 days)
+GAPS = (
+    24  # buckets of a time gap: unknown, below a second, then one a doubling (to 48 days)
+)
 
 
 class FeatureTokens(tf_keras.layers.Layer):
@@ -55,7 +57,7 @@ class FeatureTokens(tf_keras.layers.Layer):
 
 
 def masked_mean(tokens, mask):
-    """The mean of the real tokens `[.., t, d]` under `mask` `[.., t]`; zero if there is none."""
+    """The mean of the real tokens of `[.., t, d]`; zero where there is none."""
     real = tf.cast(mask, tokens.dtype)[..., None]
     total = tf.reduce_sum(tf.where(mask[..., None], tokens, tf.zeros_like(tokens)), -2)
     return tf.math.divide_no_nan(total, tf.reduce_sum(real, -2))
@@ -83,7 +85,7 @@ class ItemTower(tf_keras.layers.Layer):
         return tf.math.l2_normalize(self.pool_norm(vector), -1)
 
     def call(self, features, training=None):
-        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and mask `[R, 1 + t]`."""
+        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and their mask."""
         tokens, mask = self.features(features, training=training)
         first = self.vector(features, training=training)[:, None]
         tokens = self.token_norm(tf.concat([first, tokens], 1))
@@ -106,15 +108,30 @@ class UserTower(tf_keras.layers.Layer):
       time: Whether gaps between events, and up to the request, are features.
     """
 
-    def __init__(self, encoders: Mapping[str, tf_keras.layers.Layer], *, dim: int, heads: int,
-                 blocks: int, length: int, dropout: float = 0.0, time: bool = True, **kwargs):
+    def __init__(
+        self,
+        encoders: Mapping[str, tf_keras.layers.Layer],
+        *,
+        dim: int,
+        heads: int,
+        blocks: int,
+        length: int,
+        dropout: float = 0.0,
+        time: bool = True,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.features = FeatureTokens(encoders) if encoders else None
         self.length, self.time = length, time
         self.feedback = tf_keras.layers.Embedding(
-            len(LABELS), dim, embeddings_initializer=_normal(dim))
-        self.event_gap = tf_keras.layers.Embedding(GAPS, dim, embeddings_initializer="zeros")
-        self.request_gap = tf_keras.layers.Embedding(GAPS, dim, embeddings_initializer="zeros")
+            len(LABELS), dim, embeddings_initializer=_normal(dim)
+        )
+        self.event_gap = tf_keras.layers.Embedding(
+            GAPS, dim, embeddings_initializer="zeros"
+        )
+        self.request_gap = tf_keras.layers.Embedding(
+            GAPS, dim, embeddings_initializer="zeros"
+        )
         self.blocks = [CausalBlock(dim, heads, length, dropout) for _ in range(blocks)]
         self.dropout = tf_keras.layers.Dropout(dropout)
         self.norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
@@ -186,7 +203,8 @@ class UserTower(tf_keras.layers.Layer):
         """
         back = seen[..., None] + tf.range(-self.length, 0)
         profile = tf.broadcast_to(
-            tf.range(prefix), tf.concat([tf.shape(seen), [prefix]], 0))
+            tf.range(prefix), tf.concat([tf.shape(seen), [prefix]], 0)
+        )
         position = tf.concat([profile, prefix + tf.maximum(back, 0)], -1)
         position = tf.minimum(position, tf.shape(tokens)[1] - 1)
         inside = tf.concat([tf.ones_like(profile, bool), back >= 0], -1)
@@ -202,7 +220,9 @@ def gap(earlier, later):
     0 is unknown, 1 below a second, then one bucket a doubling.
     """
     seconds = tf.cast(later - earlier, tf.float32) / 1000.0
-    bucket = 1 + tf.cast(tf.math.log(tf.maximum(seconds, 0.0) + 1.0) / tf.math.log(2.0), tf.int32)
+    bucket = 1 + tf.cast(
+        tf.math.log(tf.maximum(seconds, 0.0) + 1.0) / tf.math.log(2.0), tf.int32
+    )
     known = (earlier > 0) & (later > 0)
     return tf.where(known, tf.minimum(bucket, GAPS - 1), tf.zeros_like(bucket))
 

@@ -29,7 +29,8 @@ class Lookup(tf.Module):
         rows = tf.range(len(keys), dtype=tf.int64)
         self.table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(tf.constant(list(keys), tf.string), rows),
-            default)
+            default,
+        )
 
     def __call__(self, keys):
         return tf.cast(self.table.lookup(keys), tf.int32)
@@ -48,8 +49,18 @@ class Served(tf.Module):
       encoder: Tokenizer and BERT, or None for a model without text.
     """
 
-    def __init__(self, index: Index, *, items, users, user_features: Mapping[str, np.ndarray],
-                 history, length: int, max_length: int, encoder=None):
+    def __init__(
+        self,
+        index: Index,
+        *,
+        items,
+        users,
+        user_features: Mapping[str, np.ndarray],
+        history,
+        length: int,
+        max_length: int,
+        encoder=None,
+    ):
         super().__init__(name="served")
         self.index, self.model, self.encoder = index, index.model, encoder
         self.length, self.max_length = length, max_length
@@ -57,21 +68,31 @@ class Served(tf.Module):
         fixed = lambda value, name: tf.Variable(value, trainable=False, name=name)
         self.item_ids = fixed(np.append(items.ids, "").astype(str), "item_ids")
         self.item_texts = fixed(np.append(items.texts, "").astype(str), "item_texts")
-        self.item_row, self.user_row = Lookup(items.ids, name="item_row"), Lookup(
-            users.ids, name="user_row")
+        self.item_row, self.user_row = (
+            Lookup(items.ids, name="item_row"),
+            Lookup(users.ids, name="user_row"),
+        )
         self.label = Lookup(LABELS, LABELS.index("like"), "label")
         self.vocabularies = {
             f"{side}_{name}": Lookup(("", *column.vocabulary), 0, f"{side}_{name}")
             for side, columns in (("item", self.item_columns), ("user", self.user_columns))
-            for name, column in columns.items() if column.vocabulary}
+            for name, column in columns.items()
+            if column.vocabulary
+        }
         # One more row: what is known of a user nobody has seen.
-        self.profile = {name: fixed(np.concatenate([value, _nothing(value)]), f"user_{name}")
-                        for name, value in user_features.items()}
+        self.profile = {
+            name: fixed(np.concatenate([value, _nothing(value)]), f"user_{name}")
+            for name, value in user_features.items()
+        }
         starts = np.concatenate([[0], np.cumsum(history["row_lengths"]), [0]])
         starts[-1] = starts[-2]
         self.starts = fixed(starts.astype(np.int64), "history_starts")
-        self.past = {name: fixed(np.append(history[name], history[name].dtype.type(0)), f"history_{name}")
-                     for name in ("item", "feedback", "time")}
+        self.past = {
+            name: fixed(
+                np.append(history[name], history[name].dtype.type(0)), f"history_{name}"
+            )
+            for name in ("item", "feedback", "time")
+        }
 
     def user_specs(self) -> dict[str, tf.TensorSpec]:
         """The inputs that describe users, by name."""
@@ -97,7 +118,8 @@ class Served(tf.Module):
         everything = tf.reduce_all(request["candidates"] == "", -1, keepdims=True)
         k = tf.clip_by_value(request["k"], 0, count)
         rows, scores, valid = self.index.search(
-            user, (everything | wanted) & ~blocked, tf.reduce_max(k))
+            user, (everything | wanted) & ~blocked, tf.reduce_max(k)
+        )
         valid &= tf.range(tf.shape(rows)[1])[None] < k[:, None]
         rows = tf.where(valid, rows, count)
         return {
@@ -115,8 +137,11 @@ class Served(tf.Module):
         user, about = self._user(request)
         rows = self.item_row(request["candidates"])
         scores = self.index.score(user, tf.maximum(rows, 0))
-        return {"score": tf.where(rows >= 0, scores, tf.zeros_like(scores)),
-                "known_item": rows >= 0, "known_user": about["known_user"]}
+        return {
+            "score": tf.where(rows >= 0, scores, tf.zeros_like(scores)),
+            "known_item": rows >= 0,
+            "known_user": about["known_user"],
+        }
 
     def embed_user(self, **request):
         """`embed_user`: the pooled unit vector, to search an index of one's own."""
@@ -141,20 +166,34 @@ class Served(tf.Module):
         row = self.item_row(request["item"])
         at = tf.maximum(row, 0)[:, None]
         take = lambda matrix: tf.gather(matrix, at)
-        _, parts = self.model.scorer({
-            "user": user.tokens, "user_mask": user.mask,
-            "item": tf.cast(take(self.index.tokens), tf.float32),
-            "item_mask": take(self.index.mask)}, return_attention=True)
+        _, parts = self.model.scorer(
+            {
+                "user": user.tokens,
+                "user_mask": user.mask,
+                "item": tf.cast(take(self.index.tokens), tf.float32),
+                "item_mask": take(self.index.mask),
+            },
+            return_attention=True,
+        )
         known = tf.cast(row >= 0, tf.float32)
         total = self.index.score(user, at)[:, 0] * known
         each = parts["contributions"]
         each = tf.reduce_sum(each, 2)[:, 0] if each.shape.rank == 4 else each[:, 0]
         back = parts.get("user_contributions")
         attention = parts["A"]
-        attention = attention[:, 0] if attention.shape.rank == 4 else tf.reduce_mean(attention[:, 0], 1)
+        attention = (
+            attention[:, 0]
+            if attention.shape.rank == 4
+            else tf.reduce_mean(attention[:, 0], 1)
+        )
         tokens = each * known[:, None]
-        result = {"score": total, "item_contributions": tokens, "attention": attention,
-                  "known_item": row >= 0, "known_user": about["known_user"]}
+        result = {
+            "score": total,
+            "item_contributions": tokens,
+            "attention": attention,
+            "known_item": row >= 0,
+            "known_user": about["known_user"],
+        }
         rest = total - tf.reduce_sum(tokens, -1)
         if back is not None:
             result["user_contributions"] = tf.reduce_sum(back[:, 0], 1) * known[:, None]
@@ -166,7 +205,9 @@ class Served(tf.Module):
         row = self.user_row(request["user_id"])
         anyone = self.starts.shape[0] - 2
         row_or_nobody = tf.where(row >= 0, row, anyone)
-        profile = {name: tf.gather(value, row_or_nobody) for name, value in self.profile.items()}
+        profile = {
+            name: tf.gather(value, row_or_nobody) for name, value in self.profile.items()
+        }
         if self.model.user_tower.features is not None:
             given = self._parse("user", self.user_columns, request)
             for name, value in given.items():
@@ -184,7 +225,9 @@ class Served(tf.Module):
         batch = tf.shape(row)[0]
         blocked = self._marked(given, batch)
         # What was not known is dropped, the rest moves together at the front.
-        kept = tf.ragged.boolean_mask(tf.tile(tf.range(tf.shape(given)[1])[None], [batch, 1]), real)
+        kept = tf.ragged.boolean_mask(
+            tf.tile(tf.range(tf.shape(given)[1])[None], [batch, 1]), real
+        )
         start, end = tf.gather(self.starts, row), tf.gather(self.starts, row + 1)
         stored = tf.where(stated, tf.zeros_like(start), end - start)
         count = tf.where(stated, kept.row_lengths(), stored)
@@ -200,25 +243,35 @@ class Served(tf.Module):
         pick = lambda asked, past: tf.where(
             stated[:, None],
             tf.gather(tf.pad(asked, [[0, 0], [0, 1]]), given_at, batch_dims=1),
-            tf.gather(past, stored_at))
+            tf.gather(past, stored_at),
+        )
         item = pick(given, self.past["item"])
         feedback = pick(self.label(request["history_feedback"]), self.past["feedback"])
         time = pick(request["history_time"], self.past["time"])
         zero = lambda value: tf.where(mask, value, tf.zeros_like(value))
         history = {
-            "history": tf.where(mask, item, -1), "history_feedback": zero(feedback),
-            "history_time": zero(time), "seen": seen, "time": request["time"]}
+            "history": tf.where(mask, item, -1),
+            "history_feedback": zero(feedback),
+            "history_time": zero(time),
+            "seen": seen,
+            "time": request["time"],
+        }
         blocked |= self._stored_items(row, ~stated, batch)
         unknown = tf.math.count_nonzero(named & ~real, -1, dtype=tf.int32)
-        return history, blocked, {
-            "unknown_history": unknown, "truncated_history": count > self.length}
+        return (
+            history,
+            blocked,
+            {"unknown_history": unknown, "truncated_history": count > self.length},
+        )
 
     def _stored_items(self, row, wanted, batch):
         starts, ends = tf.gather(self.starts, row), tf.gather(self.starts, row + 1)
         ends = tf.where(wanted, ends, starts)
         at = tf.ragged.range(starts, ends)
-        pairs = tf.stack([tf.cast(at.value_rowids(), tf.int32),
-                          tf.gather(self.past["item"], at.values)], 1)
+        pairs = tf.stack(
+            [tf.cast(at.value_rowids(), tf.int32), tf.gather(self.past["item"], at.values)],
+            1,
+        )
         return self._scatter(pairs, batch)
 
     def _marked(self, rows, batch):
@@ -228,8 +281,12 @@ class Served(tf.Module):
 
     def _scatter(self, pairs, batch):
         count = self.index.pooled.shape[0]
-        return tf.scatter_nd(pairs, tf.ones([tf.shape(pairs)[0]], tf.int32),
-                             tf.stack([batch, count])) > 0
+        return (
+            tf.scatter_nd(
+                pairs, tf.ones([tf.shape(pairs)[0]], tf.int32), tf.stack([batch, count])
+            )
+            > 0
+        )
 
     def _parse(self, side, columns, request):
         """Features from one string a column; "" is missing."""
@@ -240,7 +297,8 @@ class Served(tf.Module):
                 parsed[name] = self.vocabularies[f"{side}_{name}"](text)
             elif column.kind == "categories":
                 parsed[name] = self.vocabularies[f"{side}_{name}"](
-                    tf.strings.split(text, "|").to_tensor(""))
+                    tf.strings.split(text, "|").to_tensor("")
+                )
             else:
                 parsed[name] = _numbers(text, column)
         return parsed
@@ -283,7 +341,9 @@ class TextEncoder(tf.Module):
         hidden = self.bert(ids)
         mask = (ids != self.tokenizer.pad_id) & (tf.strings.length(texts) > 0)[:, None]
         real = tf.cast(mask, tf.float32)[..., None]
-        mean = tf.math.divide_no_nan(tf.reduce_sum(hidden * real, 1), tf.reduce_sum(real, 1))
+        mean = tf.math.divide_no_nan(
+            tf.reduce_sum(hidden * real, 1), tf.reduce_sum(real, 1)
+        )
         return {"text": hidden, "text_mask": mask, "text_mean": mean}, truncated
 
 
@@ -294,17 +354,25 @@ def signatures(served: Served) -> dict[str, Any]:
     item = {f"item_{name}": string(f"item_{name}") for name in served.item_columns}
     text = {"text": string("text")} if served.encoder is not None else {}
     asked = {
-        "serving_default": (served.recommend, user | {
-            "k": tf.TensorSpec([None], tf.int32, "k"),
-            "exclude": string("exclude", None), "candidates": string("candidates", None)}),
+        "serving_default": (
+            served.recommend,
+            user
+            | {
+                "k": tf.TensorSpec([None], tf.int32, "k"),
+                "exclude": string("exclude", None),
+                "candidates": string("candidates", None),
+            },
+        ),
         "score": (served.score, user | {"candidates": string("candidates", None)}),
         "embed_user": (served.embed_user, user),
         "explain": (served.explain, user | {"item": string("item")}),
     }
     if text or item:
         asked["embed_item"] = (served.embed_item, text | item)
-    return {name: tf.function(function).get_concrete_function(**specs)
-            for name, (function, specs) in asked.items()}
+    return {
+        name: tf.function(function).get_concrete_function(**specs)
+        for name, (function, specs) in asked.items()
+    }
 
 
 def request(served: Served, users, k: int = 10) -> dict[str, tf.Tensor]:
@@ -319,8 +387,9 @@ def request(served: Served, users, k: int = 10) -> dict[str, tf.Tensor]:
     return made | {"k": tf.fill([batch], k), "exclude": empty, "candidates": empty}
 
 
-def write(served: Served, base: Path, *, version: int | None = None,
-          check=lambda reloaded: None) -> Path:
+def write(
+    served: Served, base: Path, *, version: int | None = None, check=lambda reloaded: None
+) -> Path:
     """Publishes `base/<version>` at once, after `check` has passed on what was reloaded.
 
     Args:
@@ -336,7 +405,9 @@ def write(served: Served, base: Path, *, version: int | None = None,
     taken = [int(p.name) for p in base.iterdir() if p.name.isdigit()]
     version = max(taken, default=0) + 1 if version is None else version
     if version in taken:
-        raise ValueError(f"{base / str(version)} exists: leave --version out for the next one.")
+        raise ValueError(
+            f"{base / str(version)} exists: leave --version out for the next one."
+        )
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
     try:
         tf.saved_model.save(served, str(partial), signatures=signatures(served))
@@ -362,13 +433,16 @@ def _write_warm_up(folder: Path, served: Served, name: str) -> None:
             for key, value in request(served, [""] * batch).items():
                 call.inputs[key].CopyFrom(tf.make_tensor_proto(value))
             log = prediction_log_pb2.PredictionLog(
-                predict_log=prediction_log_pb2.PredictLog(request=call))
+                predict_log=prediction_log_pb2.PredictLog(request=call)
+            )
             writer.write(log.SerializeToString())
 
 
 def manifest(path: Path, facts: dict[str, Any]) -> None:
     """Writes what the version was made from beside it, for people."""
-    (path / "assets.extra" / "model.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    (path / "assets.extra" / "model.json").write_text(
+        json.dumps(facts, indent=2) + "\n", "utf-8"
+    )
 
 
 __all__ = ["Index", "Served", "TextEncoder", "UserState", "request", "signatures", "write"]

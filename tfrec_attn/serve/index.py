@@ -56,4 +56,5 @@ class Index(tf.Module):
         """Ranking logits `[B, C]` of item rows `[B, C]`."""
         take = lambda matrix: tf.gather(matrix, rows)
         return self.model.rank(
-            user, take(self.pooled), tf.cast(take(self.tokens), tf.float32), take(self.mask))
+            user, take(self.pooled), tf.cast(take(self.tokens), tf.float32), take(self.mask)
+        )

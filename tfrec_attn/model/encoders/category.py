@@ -25,7 +25,8 @@ class CategoryTokens(tf_keras.layers.Layer):
 
     def build(self, input_shape):
         self.table = self.add_weight(
-            "table", (self.size + 1, self.dim),
+            "table",
+            (self.size + 1, self.dim),
             initializer=tf_keras.initializers.TruncatedNormal(stddev=self.dim**-0.5),
         )
         super().build(input_shape)
@@ -38,4 +39,9 @@ class CategoryTokens(tf_keras.layers.Layer):
         return tf.gather(self.table, index), mask
 
     def get_config(self):
-        return {**super().get_config(), "size": self.size, "dim": self.dim, "drop": self.drop}
+        return {
+            **super().get_config(),
+            "size": self.size,
+            "dim": self.dim,
+            "drop": self.drop,
+        }

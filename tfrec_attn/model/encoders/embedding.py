@@ -25,7 +25,9 @@ class EmbeddingTokens(tf_keras.layers.Layer):
     def call(self, vector, training=None):
         mask = tf.reduce_any(vector != 0, axis=-1)
         # Times √width: components of order 1, as the other encoders' inputs have.
-        unit = tf.math.l2_normalize(tf.cast(vector, tf.float32), -1) * vector.shape[-1] ** 0.5
+        unit = (
+            tf.math.l2_normalize(tf.cast(vector, tf.float32), -1) * vector.shape[-1] ** 0.5
+        )
         token = self._project(self._dropout(unit, training=training))
         return token[..., None, :], mask[..., None]
 

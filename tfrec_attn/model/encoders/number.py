@@ -37,10 +37,13 @@ class NumberTokens(tf_keras.layers.Layer):
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
-            "kernel", (len(self.knots) - 1, self.dim), initializer="glorot_uniform")
+            "kernel", (len(self.knots) - 1, self.dim), initializer="glorot_uniform"
+        )
         self.bias = self.add_weight(
-            "bias", (self.dim,),
-            initializer=tf_keras.initializers.TruncatedNormal(stddev=self.dim**-0.5))
+            "bias",
+            (self.dim,),
+            initializer=tf_keras.initializers.TruncatedNormal(stddev=self.dim**-0.5),
+        )
         super().build(input_shape)
 
     def call(self, value):

@@ -27,9 +27,14 @@ class TextTokens(tf_keras.layers.Layer):
         self._dropout = tf_keras.layers.Dropout(dropout)
 
     def build(self, input_shape):
-        hidden = input_shape[0] if isinstance(input_shape[0], (tuple, tf.TensorShape)) else input_shape
+        hidden = (
+            input_shape[0]
+            if isinstance(input_shape[0], (tuple, tf.TensorShape))
+            else input_shape
+        )
         self.centre = self.add_weight(
-            "centre", (hidden[-1],), initializer="zeros", trainable=False)
+            "centre", (hidden[-1],), initializer="zeros", trainable=False
+        )
         self.scale = self.add_weight("scale", (), initializer="ones", trainable=False)
         super().build(input_shape)
 
