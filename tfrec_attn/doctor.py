@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tfrec_attn import assets, keras_binding
 
@@ -272,7 +273,7 @@ def row(finding: Finding) -> str:
     """The finding as lines of a table, with the way out below it."""
     head = f"{finding.status:<8} {finding.check:<24} "
     indent = " " * len(head)
-    fill = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
+    fill: Any = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
     lines = textwrap.wrap(head + finding.found, subsequent_indent=indent, **fill)
     if finding.do:
         lines += textwrap.wrap(

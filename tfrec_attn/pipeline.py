@@ -55,11 +55,15 @@ class Prepared:
 
     def events(self, rows: np.ndarray) -> examples.Events:
         """Some rows of the interactions, sorted."""
-        table = self.tables.interactions
-        columns = [
-            table[c].to_numpy() for c in ("user", "item", "time", "feedback", "weight")
-        ]
-        return examples.sort(*columns, rows)
+        column = lambda name: self.tables.interactions[name].to_numpy()
+        return examples.sort(
+            column("user"),
+            column("item"),
+            column("time"),
+            column("feedback"),
+            column("weight"),
+            rows,
+        )
 
     def training(self) -> examples.Examples:
         """Windows over the training fold; its positive events are the targets."""

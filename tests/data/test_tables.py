@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import time
 import tomllib
 from pathlib import Path
 
@@ -406,3 +407,35 @@ def test_no_row_left(read):
 def test_columns_whose_meaning_is_unclear_ask_for_a_setting(read):
     with pytest.raises(ValueError, match=r"Set schema\.interactions\.user to one of: who"):
         read(events="who,item_id\n1,a\n")
+
+
+@pytest.mark.parametrize("fault", ["", "1,i0,4\n"])
+def test_a_hundred_thousand_interactions_take_about_a_second(write, fault):
+    """The file with a ragged line takes the careful way through."""
+    items = write("items.csv", "item_id\n" + "".join(f"i{i}\n" for i in range(1009)))
+    rows = (f"{n % 997},i{n % 1009},{n % 5 + 1},{881250949 + n}\n" for n in range(100_000))
+    header = "user_id,item_id,rating,timestamp\n"
+    events = write("events.csv", header + "".join(rows) + fault)
+    begin = time.perf_counter()
+    tables = read_tables(items, None, events, bad_rows="set-aside")
+    took = time.perf_counter() - begin
+    assert tables.interactions.height == 100_000
+    assert tables.interactions.row(99_999)[:3] == (
+        99_999 % 997,
+        99_999 % 1009,
+        881350948_000,
+    )
+    assert tables.rejects.height == bool(fault)
+    assert took < 5  # 0.1 and 0.4 s on an idle machine; other work may run beside
+
+
+def test_many_faults_take_no_longer_than_their_number(write):
+    """An open quote in every line is no reason to read the rest of the file each time."""
+    items = write("items.csv", "item_id\na\n")
+    rows = "".join(f'{n},"a\n' for n in range(30_000))
+    events = write("events.csv", "user_id,item_id\n1,a\n" + rows)
+    begin = time.perf_counter()
+    tables = read_tables(items, None, events, bad_rows="set-aside")
+    assert time.perf_counter() - begin < 5
+    assert tables.rejects.height == 30_000
+    assert tables.rejects["line"].to_list() == list(range(3, 30_003))

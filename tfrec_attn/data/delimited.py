@@ -81,7 +81,7 @@ def record_lines(
         if not _quotes_enclose_fields(buffer, quotes, separator):
             return None
         # An even number of quotes before it: outside of quotes.
-        ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+        ends = newlines[np.searchsorted(quotes, newlines) % 2 >= 0]
         separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
     if not ends.size or ends[-1] != len(data) - 1:
         return None

@@ -485,7 +485,7 @@ def _encoders(columns, features, dim: int, dropout: float):
     }
     made = {name: make[column.kind](column) for name, column in columns.items()}
     if "text" in features:
-        made["text"] = encoders.TextTokens(dim, dropout)
-        real = features["text_mask"].any(-1)
-        made["text"].adapt(features["text_mean"][real])
+        text = encoders.TextTokens(dim, dropout)
+        text.adapt(features["text_mean"][features["text_mask"].any(-1)])
+        made["text"] = text
     return made
