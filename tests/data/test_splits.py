@@ -27,7 +27,8 @@ def made(name, rows, **options):
     try:
         return splits.split(name, *columns(rows), **options)
     except ValueError as error:
-        assert "leaves" in str(error) or "at least 3" in str(error)
+        if "leaves" not in str(error) and "at least 3" not in str(error):
+            raise
         return None
 
 

@@ -235,7 +235,8 @@ class Served(tf.Module):
         back = tf.range(self.length)[None]
         mask = back < seen[:, None]
         place = tf.maximum(tf.cast(count, tf.int32) - seen, 0)[:, None] + back
-        stored_at = tf.where(mask & ~stated[:, None], start[:, None] + tf.cast(place, tf.int64), 0)
+        stored_at = start[:, None] + tf.cast(place, tf.int64)
+        stored_at = tf.where(mask & ~stated[:, None], stored_at, 0)
         order = kept.to_tensor(0, shape=(None, None))
         width = tf.shape(order)[1]
         order = tf.pad(order, [[0, 0], [0, 1]])

@@ -1,0 +1,171 @@
+"""From tables to answers, on a small shop made here."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_attn import evaluate, export, fit, runs, train
+
+ITEMS, USERS = 31, 23
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    place, draw = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
+    items = ["item_id,kind,price", *(f"i{i},{'ab'[i % 2]},{i}.5" for i in range(ITEMS))]
+    users = ["user_id,age", *(f"u{u},{20 + u}" for u in range(USERS))]
+    events = ["user_id,item_id,timestamp"]
+    for u in range(USERS):
+        events += [
+            f"u{u},i{i},{1000000000 + 60 * t + u}"
+            for t, i in enumerate(draw.permutation(ITEMS)[:9])
+        ]
+    for name, lines in (("items", items), ("users", users), ("interactions", events)):
+        (place / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def arguments(tables, out, *more):
+    small = [
+        "text.backbone=",
+        "model.dim=8",
+        "split.name=leave-last-out",
+        "examples.history=4",
+        "examples.targets=3",
+        "train.batch_size=8",
+        "train.epochs=3",
+        "index.shortlist=11",
+        "loss.hard_negatives=5",
+        "loss.negatives=13",
+        "loss.group=12",
+    ]
+    paths = [
+        x
+        for n in ("items", "users", "interactions")
+        for x in (f"--{n}", str(tables / f"{n}.csv"))
+    ]
+    sets = [x for s in small for x in ("--set", s)]
+    return [*paths, "--out", str(out), *sets, *more]
+
+
+@pytest.fixture(scope="module")
+def run(tables, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    assert train.main(arguments(tables, out)) == 0
+    return out
+
+
+def history(out):
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_run_holds_what_it_was(run):
+    for name in ("config.toml", "schema.toml", "environment.json", "learning_curves.png"):
+        assert (run / name).stat().st_size
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    assert set(test) == {"random", "popularity", "retrieval", "retrieval + ranking"}
+    assert len(history(run)) == 3
+
+
+def test_the_same_seed_on_two_replicas_twice(run, tables, tmp_path):
+    assert train.main(arguments(tables, tmp_path)) == 0
+    assert history(tmp_path) == history(run)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monkeypatch):
+    keep = fit.Keeper.on_epoch_end
+
+    def die(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        keep(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.Keeper, "on_epoch_end", die)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(tables, tmp_path))
+    assert len(history(tmp_path)) == 1
+    assert train.main(arguments(tables, tmp_path, "--resume")) == 0
+    assert history(tmp_path) == history(run)
+
+
+def test_an_unknown_setting_is_named(tables, tmp_path, capsys):
+    assert train.main(arguments(tables, tmp_path, "--set", "train.epoch=3")) == 2
+    assert "Unknown setting train.epoch" in capsys.readouterr().err
+
+
+def test_a_reloaded_run_evaluates_the_same(run):
+    model, prepared = runs.load(run)
+    want = json.loads((run / "metrics.json").read_text())["test"]["retrieval + ranking"]
+    found = {k: v.mean() for k, v in evaluate.evaluate(model, prepared, "test").items()}
+    assert found == pytest.approx(want, abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def served(run, tmp_path_factory):
+    base = tmp_path_factory.mktemp("models") / "shop"
+    assert export.main(["--run", str(run), "--to", str(base)]) == 0
+    moved = base.parent / "moved"
+    (base / "1").rename(moved)
+    model = tf.saved_model.load(str(moved))
+    return model
+
+
+def ask(served, **given):
+    call = served.signatures["serving_default"]
+    batch = len(given["user_id"])
+    inputs = {}
+    for name, spec in call.structured_input_signature[1].items():
+        shape = [batch, *[1] * (spec.shape.rank - 1)]
+        inputs[name] = (
+            tf.constant(given[name], spec.dtype)
+            if name in given
+            else (tf.fill([batch], 5) if name == "k" else tf.zeros(shape, spec.dtype))
+        )
+    return {name: value.numpy() for name, value in call(**inputs).items()}
+
+
+def test_a_known_user_is_not_given_what_was_seen(served, tables):
+    events = [
+        line.split(",") for line in (tables / "interactions.csv").read_text().split()[1:]
+    ]
+    answer = ask(served, user_id=["u3", "u4"], k=[ITEMS, 2])
+    for row, user, count in ((0, "u3", ITEMS - 9), (1, "u4", 2)):
+        ids = [i.decode() for i in answer["item_id"][row][answer["valid"][row]]]
+        assert len(ids) == len(set(ids)) == count
+        assert not set(ids) & {item for u, item, _ in events if u == user}
+    assert answer["known_user"].all()
+
+
+def test_what_is_excluded_or_not_a_candidate_is_never_answered(served):
+    answer = ask(
+        served,
+        user_id=["nobody"] * 2,
+        k=[9, 9],
+        history=[["i1", "what"], ["", ""]],
+        exclude=[["i2"], [""]],
+        candidates=[["i1", "i2", "i5"], ["i7", "", "i8"]],
+    )
+    ids = [{i.decode() for i in row if i} for row in answer["item_id"]]
+    assert ids == [{"i5"}, {"i7", "i8"}]
+    assert answer["unknown_history"].tolist() == [1, 0]
+    assert not answer["known_user"].any()
+    assert np.isfinite(answer["score"]).all()
+
+
+def test_a_history_given_is_worth_a_history_stored(served, tables):
+    lines = [
+        line.split(",") for line in (tables / "interactions.csv").read_text().split()[1:]
+    ]
+    mine = [(item, int(time) * 1000) for user, item, time in lines if user == "u5"]
+    stored = ask(served, user_id=["u5"])
+    given = ask(
+        served,
+        user_id=["u5"],
+        history=[[item for item, _ in mine]],
+        history_time=[[time for _, time in mine]],
+    )
+    assert stored["item_id"].tolist() == given["item_id"].tolist()
+    np.testing.assert_allclose(stored["score"], given["score"], atol=1e-5)
