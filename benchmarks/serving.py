@@ -21,12 +21,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 NAME = "benchmarks/serving.py"
 WARM_UP = 20
 CLIENTS = (1, 8)
+# Set in each client's process by `meet`: a barrier is inherited, not sent.
+_shared: dict[str, Any] = {}
 START_LIMIT = 180.0
 
 
@@ -187,8 +190,7 @@ def load(path: str, target: str, clients: int, args: argparse.Namespace) -> Row:
 
 def meet(barrier) -> None:
     """Gives each client's process the barrier at which all of them wait."""
-    global together
-    together = barrier
+    _shared["barrier"] = barrier
 
 
 def one_client(target: str, args: argparse.Namespace, first: int):
@@ -197,7 +199,7 @@ def one_client(target: str, args: argparse.Namespace, first: int):
 
     with Client(target, "measured", timeout=60) as client:
         client.metadata()
-        together.wait()
+        _shared["barrier"].wait()
         return timed(lambda user: client.recommend(user, k=args.k), args, first)
 
 
