@@ -284,8 +284,11 @@ def test_templates(text, fields, filled):
 
 
 BLANK = ("nan", "NaN", "<NA>")
-# Python and polars do not agree on which control characters are blanks.
-words = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=4)
+# Python and polars do not agree on which control characters are blanks; noncharacters are
+# the template's own marks.
+words = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn"]), max_size=4
+)
 
 
 @given(st.tuples(words, words))

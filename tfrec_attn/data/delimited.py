@@ -81,7 +81,7 @@ def record_lines(
         if not _quotes_enclose_fields(buffer, quotes, separator):
             return None
         # An even number of quotes before it: outside of quotes.
-        ends = newlines[np.searchsorted(quotes, newlines) % 2 >= 0]
+        ends = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
         separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
     if not ends.size or ends[-1] != len(data) - 1:
         return None
@@ -93,8 +93,7 @@ def record_lines(
 
 
 def _quotes_enclose_fields(buffer: np.ndarray, quotes: np.ndarray, separator: str) -> bool:
-    if quotes.size % 2:
-        return False
+    # One quote too many leaves the end of the file inside quotes, which the caller sees.
     opening, closing = quotes[0::2], quotes[1::2]
     # A doubled quote looks like a field that closes and opens again at once.
     border = np.array([ord("\n"), ord(separator), ord('"')], np.uint8)
