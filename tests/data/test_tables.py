@@ -439,3 +439,21 @@ def test_many_faults_take_no_longer_than_their_number(write):
     assert time.perf_counter() - begin < 5
     assert tables.rejects.height == 30_000
     assert tables.rejects["line"].to_list() == list(range(3, 30_003))
+
+
+def test_the_error_shows_the_first_faults_and_counts_rows(read):
+    schema = Schema(items=EntitySchema(columns={"year": "number"}, text="{title}"))
+    items = "item_id,title,year\n" + "nan,x,soon\n" * 7
+    with pytest.raises(ValueError, match="7 row") as error:
+        read(items, schema=schema)
+    lines = str(error.value).splitlines()
+    # Two rules are broken in each of the seven rows; ten faults are shown.
+    assert lines[0] == "7 row(s) of the tables break a rule:"
+    assert len(lines) == 1 + 10 + 1 + 1
+    assert lines[-2] == "  … and 4 more"
+
+
+def test_an_error_about_a_whole_column_names_the_file(read):
+    schema = Schema(items=EntitySchema(columns={"year": "embedding"}, text=""))
+    with pytest.raises(ValueError, match=r"items\.csv: column 'year' is an embedding, but"):
+        read("item_id,year\na,\nb,\nc,\n", schema=schema)

@@ -78,6 +78,7 @@ def softmax_score(
         else _lead(tf.einsum("bnh->bhn", user_weight)[:, None, :, :, None], 5)
     )
     weights = drop(masked_softmax(affinity + beta, user_real, -2))
+    user_values = _bounded(user_values)
     gram = tf.einsum("bnhd,bkhd->bhnk", user_values, user_values)
     # <Q̃_j, w_j> = Σ_i A_ij <v_i, w_j> and |Q̃_j|² = Σ_ik A_ij A_kj <v_i, v_k>: Q̃ itself,
     # C·m·d numbers a user, is never made.
@@ -108,6 +109,7 @@ def softmax_score(
 def _reverse(affinity, user_values, item_values, user_real, item_real, dots, c, drop):
     """The other direction: user tokens attend over the item's, all equally important."""
     weights = drop(masked_softmax(affinity, item_real, -1))
+    item_values = _bounded(item_values)
     gram = _lead(tf.einsum(f"{c}mhd,{c}khd->{c}hmk", item_values, item_values), 5)
     match = _cosine(
         tf.reduce_sum(weights * dots(unit(user_values), item_values), -1),
@@ -117,6 +119,14 @@ def _reverse(affinity, user_values, item_values, user_real, item_real, dots, c, 
     known = tf.reduce_any(item_real, -1)
     contributions = tf.where(known, uniform * match, tf.zeros_like(match))
     return {"A_item": weights, "user_contributions": contributions / match.shape[2] / 2}
+
+
+def _bounded(values):
+    """Values `[.., t, h, d]` over their largest component, so that none overflows when
+    squared; the cosines that they go into do not change."""
+    top = tf.reduce_max(tf.abs(values), (-3, -1), keepdims=True)
+    empty = top < 1e-30
+    return values / tf.stop_gradient(tf.where(empty, tf.ones_like(top), top))
 
 
 def _cosine(dot, square):
