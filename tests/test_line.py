@@ -109,8 +109,7 @@ def served(run, tmp_path_factory):
     assert export.main(["--run", str(run), "--to", str(base)]) == 0
     moved = base.parent / "moved"
     (base / "1").rename(moved)
-    model = tf.saved_model.load(str(moved))
-    return model
+    return tf.saved_model.load(str(moved))
 
 
 def ask(served, **given):

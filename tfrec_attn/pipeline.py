@@ -112,7 +112,11 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
         bad_rows=data.bad_rows,
         rejects_path=out / "rejects.csv" if out else None,
     )
-    return config.model_copy(update={"schema_": found.schema}), found
+    changes: dict[str, Any] = {"schema_": found.schema}
+    if config.model.time and not found.schema.interactions.time:
+        logger.info("no time column: the order of the file is no measure, model.time is off")
+        changes["model"] = config.model.model_copy(update={"time": False})
+    return config.model_copy(update=changes), found
 
 
 def prepare(
