@@ -114,7 +114,7 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
     )
     changes: dict[str, Any] = {"schema_": found.schema}
     if config.model.time and not found.schema.interactions.time:
-        logger.info("no time column: the order of the file is no measure, model.time is off")
+        logger.info("no time column: model.time is off, file order is no clock")
         changes["model"] = config.model.model_copy(update={"time": False})
     return config.model_copy(update=changes), found
 
