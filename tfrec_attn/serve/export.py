@@ -241,14 +241,18 @@ class Served(tf.Module):
         width = tf.shape(order)[1]
         order = tf.pad(order, [[0, 0], [0, 1]])
         given_at = tf.gather(order, tf.minimum(place, width), batch_dims=1)
+        # One "not given" may stand for a whole row.
+        fit = lambda asked: tf.pad(
+            asked, [[0, 0], [0, tf.maximum(tf.shape(given)[1] - tf.shape(asked)[1], 0)]]
+        )
         pick = lambda asked, past: tf.where(
             stated[:, None],
             tf.gather(tf.pad(asked, [[0, 0], [0, 1]]), given_at, batch_dims=1),
             tf.gather(past, stored_at),
         )
         item = pick(given, self.past["item"])
-        feedback = pick(self.label(request["history_feedback"]), self.past["feedback"])
-        time = pick(request["history_time"], self.past["time"])
+        feedback = pick(self.label(fit(request["history_feedback"])), self.past["feedback"])
+        time = pick(fit(request["history_time"]), self.past["time"])
         zero = lambda value: tf.where(mask, value, tf.zeros_like(value))
         history = {
             "history": tf.where(mask, item, -1),
