@@ -26,9 +26,6 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
 def deterministic(seed: int) -> None:
     """Makes a run a function of its seed: weights, order, dropout and sums.
-
-    Dropout draws from generators that a checkpoint holds, so that a resumed run goes on
-    where it was.
     """
     tf_keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()

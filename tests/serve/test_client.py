@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import toys
 
 from tfrec_attn.serve.client import Client, ServerError
 
@@ -151,12 +152,36 @@ def test_a_wrong_target_or_protocol():
         Client("http://localhost:port")
 
 
-def test_the_client_imports_no_tensorflow():
-    code = (
-        "import sys; import tfrec_attn.ask, tfrec_attn.serve.client; "
-        "print(sorted({'tensorflow', 'tf_keras', 'tensorflow_serving'} & set(sys.modules)))"
-    )
+def test_the_client_imports_no_tensorflow(recommender_live):
+    """Not even once it has called, over either protocol."""
+    code = f"""
+import sys
+import tfrec_attn.ask
+from tfrec_attn.serve.client import Client
+for target in ("127.0.0.1:{recommender_live.grpc_port}",
+               "http://127.0.0.1:{recommender_live.rest_port}"):
+    with Client(target) as client:
+        print(client.recommend("1", k=1).items[0].id)
+print(sorted({{"tensorflow", "tf_keras", "tensorflow_serving"}} & set(sys.modules)))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "[]\n"
+    assert done.stdout.splitlines() == ["i0", "i0", "[]"]
+
+
+def test_a_newer_version_with_other_columns_is_asked_about_again(tmp_path):
+    """A client outlives the version that it asked the metadata of."""
+    toys.save_toy(tmp_path / "1")
+    with (
+        toys.live(tmp_path, "toy") as (running, models),
+        Client(f"127.0.0.1:{running.grpc_port}", "toy") as client,
+    ):
+        # The toy reads a and b; the next version, a recommender, reads neither.
+        assert client.predict("serving_default", {"a": [2.0], "b": [5.0]})["product"] == 10
+        with pytest.raises(ValueError, match="does not read user_id; it reads: a, b"):
+            client.predict("serving_default", {"user_id": ["1"]})
+        toys.save_recommender(tmp_path / "2")
+        models.poll()
+        assert listed(client.recommend("1", k=1)) == [("i0", 7.0)]
+        assert client.metadata().version == 2

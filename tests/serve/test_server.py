@@ -1,3 +1,5 @@
+import concurrent.futures
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +25,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfrec_attn.serve import __main__ as command
-from tfrec_attn.serve import tensors
+from tfrec_attn.serve import model_server, servable, server, tensors
 
 
 def request(signature="", a=2.0, b=5.0):
@@ -163,6 +165,69 @@ def test_versions_are_swapped_under_load_without_a_failed_or_mixed_answer(tmp_pa
             thread.join()
         assert not wrong
         assert 3 in seen
+
+
+def test_stopping_lets_running_calls_finish(toy):
+    """Both protocols hold a call that ends only after the stop was asked for."""
+    held, release = threading.Semaphore(0), threading.Event()
+
+    def slow(path, version):
+        loaded = servable.load(path, version)
+
+        def product(arrays):
+            held.release()
+            release.wait(10)
+            return loaded.calls["serving_default"](arrays)
+
+        return dataclasses.replace(loaded, calls={"serving_default": product})
+
+    models = model_server.ModelServer([model_server.Model("toy", toy, slow)])
+    models.poll()
+    running = server.start(models, "127.0.0.1", 0, 0)
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        url = f"http://127.0.0.1:{running.rest_port}/v1/models/toy:predict"
+        body = {"instances": [{"a": 2, "b": 5}]}
+        over_grpc = pool.submit(stub.Predict, request(), timeout=10)
+        over_rest = pool.submit(httpx.post, url, json=body, timeout=10)
+        assert held.acquire(timeout=10)
+        assert held.acquire(timeout=10)
+        stopping = pool.submit(running.stop, 10)
+        with pytest.raises(concurrent.futures.TimeoutError):
+            stopping.result(0.3)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(request(), timeout=5)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        release.set()
+        assert list(over_grpc.result(10).outputs["product"].float_val) == [10.0]
+        assert over_rest.result(10).json() == {"predictions": [10.0]}
+        stopping.result(10)
+
+
+def test_a_look_that_fails_is_not_the_last(caplog):
+    """The watch goes on, or the server would serve an old version for ever, unseen."""
+    stop, looks, told = threading.Event(), [], []
+
+    class Models:
+        ready = False
+
+        def poll(self):
+            looks.append(1)
+            if len(looks) == 1:
+                raise FileNotFoundError("gone while it was read")
+            self.ready = True
+            stop.set()
+
+    class Running:
+        def set_ready(self, ready):
+            told.append(ready)
+
+    command.watch(Models(), Running(), 0.001, stop)
+    assert told == [False, True]
+    assert "could not look for new versions: gone while it was read" in caplog.text
 
 
 @pytest.mark.parametrize("which", ["gRPC", "REST"])

@@ -13,6 +13,7 @@ import threading
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
+LOAD_GRACE = 30.0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,18 +110,30 @@ def run(args: argparse.Namespace) -> int:
     stop.wait()
     _log.info("stopping: running requests are finished first")
     running.stop()
+    # A load must not run on while the interpreter is torn down under it.
+    watcher.join(LOAD_GRACE)
     return 0
 
 
 def watch(models, running, seconds: float, stop: threading.Event) -> None:
     """Looks for versions every `seconds` until `stop`; 0 looks once."""
-    models.poll()
+    look(models, running)
     if not models.ready:
-        _log.warning("no model is ready yet; still looking every %g s", seconds)
-    running.set_ready(models.ready)
+        later = f"looking again every {seconds:g} s" if seconds > 0 else "not looking again"
+        _log.warning("no model is ready yet; %s", later)
     while seconds > 0 and not stop.wait(seconds):
+        look(models, running)
+
+
+def look(models, running) -> None:
+    """One look for new versions; what the health service says follows."""
+    # A folder may vanish between being listed and being read: the next look sees it
+    # right, if there is one.
+    try:
         models.poll()
-        running.set_ready(models.ready)
+    except OSError as error:
+        _log.error("could not look for new versions: %s", error)
+    running.set_ready(models.ready)
 
 
 if __name__ == "__main__":
