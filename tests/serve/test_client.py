@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import toys
 
 from tfrec_attn.serve.client import Client, ServerError
@@ -185,3 +186,24 @@ def test_a_newer_version_with_other_columns_is_asked_about_again(tmp_path):
         models.poll()
         assert listed(client.recommend("1", k=1)) == [("i0", 7.0)]
         assert client.metadata().version == 2
+
+
+def test_over_rest_a_newer_version_may_answer_more(tmp_path):
+    text = np.array([b"ab"], object)
+    more = lambda text: {
+        "upper": tf.strings.upper(text),
+        "raw_bytes": text,
+        "n": tf.ones(7),
+    }
+    toys.save_toy(tmp_path / "1")
+    with (
+        toys.live(tmp_path, "toy") as (running, models),
+        Client(f"http://127.0.0.1:{running.rest_port}", "toy") as client,
+    ):
+        assert sorted(client.predict("texts", {"text": text})) == ["raw_bytes", "upper"]
+        signatures = {"texts": toys.signature(more, text=toys.TEXTS)}
+        tf.saved_model.save(tf.Module(), str(tmp_path / "2"), signatures=signatures)
+        models.poll()
+        outputs = client.predict("texts", {"text": text})
+        assert outputs["n"].tolist() == [1] * 7
+        assert outputs["raw_bytes"].tolist() == [b"ab"]

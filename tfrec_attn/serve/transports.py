@@ -177,12 +177,19 @@ class RestTransport:
             "inputs": {name: _to_json(array) for name, array in inputs.items()},
         }
         answer = self._call("POST", ":predict", body)["outputs"]
-        if signature not in self._specs:
+        specs = self._outputs(signature)
+        # A newer version may have other outputs than the one that was asked about.
+        if len(specs) > 1 and answer.keys() != specs.keys():
             self.metadata()
-        specs = self._specs[signature].outputs
+            specs = self._outputs(signature)
         if len(specs) == 1:
             answer = {next(iter(specs)): answer}
         return {name: _from_json(answer[name], spec) for name, spec in specs.items()}
+
+    def _outputs(self, signature: str) -> Mapping[str, TensorSpec]:
+        if signature not in self._specs:
+            self.metadata()
+        return self._specs[signature].outputs
 
     def metadata(self) -> Metadata:
         """Asks what the model's signatures are."""
