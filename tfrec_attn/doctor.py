@@ -20,12 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfrec_attn import assets, keras_binding
+from tfrec_attn import keras_binding
 
-OK, NOTE, WARNING, FAILURE = "ok", "note", "warning", "failure"
+OK, NOTE, WARN, FAIL = "ok", "note", "warn", "fail"
 
 # Room for the assets, a few runs and their exports; a run of the example needs 0.2 GB.
 _ENOUGH, _LEAST = 2e9, 5e8
+# Outside of these TFBertModel cannot read safetensors, or is not there any more.
+_TRANSFORMERS = ">=4.53,<4.55"
 # These link TensorFlow's C++ or wrap its Python, and come out with it.
 _SAME_MINOR = ("tf-keras", "tensorflow-text", "tensorflow-serving-api")
 _OPTIONAL = {
@@ -41,7 +43,7 @@ class Finding:
 
     Attributes:
       check: What was looked at.
-      status: `ok`; `note`, worth knowing; `warning`, may go wrong; `failure`, will.
+      status: `ok`; `note`, worth knowing; `warn`, may go wrong; `fail`, will.
       found: What is there.
       do: The way out; empty if there is nothing to do.
     """
@@ -59,7 +61,9 @@ def findings() -> Iterator[Finding]:
             yield from check()
         except Exception as error:  # whatever a broken library raises, the others follow
             lines = str(error).strip().splitlines() or ["no message"]
-            yield Finding(name, FAILURE, f"{type(error).__name__}: {lines[0]}", way_out)
+            missing = isinstance(error, ModuleNotFoundError)
+            found = f"{type(error).__name__}: {lines[0]}"
+            yield Finding(name, FAIL, found, _INSTALL if missing else way_out)
 
 
 def python() -> Iterator[Finding]:
@@ -68,7 +72,7 @@ def python() -> Iterator[Finding]:
         yield Finding("python", OK, found)
     else:
         way_out = "Make an environment with Python 3.11: python3.11 -m venv .venv"
-        yield Finding("python", FAILURE, found, way_out)
+        yield Finding("python", FAIL, found, way_out)
 
 
 def versions() -> Iterator[Finding]:
@@ -76,6 +80,7 @@ def versions() -> Iterator[Finding]:
     wrong = list(_unlike_pins("", _installed))
     yield from wrong
     yield from _one_tensorflow(_installed)
+    yield from _readable_bert(_installed)
     if not wrong:
         yield Finding("versions", OK, "every required package has its pinned version")
 
@@ -86,10 +91,10 @@ def _unlike_pins(extra: str, installed: Callable[[str], str | None]) -> Iterator
         got = installed(name)
         install = f"pip install '{name}{pinned}'"
         if got is None:
-            yield Finding(f"version of {name}", FAILURE, "not installed", install)
+            yield Finding(f"version of {name}", FAIL, "not installed", install)
         elif not requirement.specifier.contains(got, prereleases=True):
             found = f"{got}; the tests ran with {pinned.lstrip('=')}"
-            yield Finding(f"version of {name}", WARNING, found, install)
+            yield Finding(f"version of {name}", WARN, found, install)
 
 
 def _one_tensorflow(installed: Callable[[str], str | None]) -> Iterator[Finding]:
@@ -100,8 +105,18 @@ def _one_tensorflow(installed: Callable[[str], str | None]) -> Iterator[Finding]
         if tensorflow and got and not got.startswith(f"{minor}."):
             found = f"{got} beside tensorflow {tensorflow}: the minor versions must agree"
             yield Finding(
-                f"version of {name}", FAILURE, found, f"pip install '{name}~={minor}.0'"
+                f"version of {name}", FAIL, found, f"pip install '{name}~={minor}.0'"
             )
+
+
+def _readable_bert(installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    from packaging.specifiers import SpecifierSet
+
+    got = installed("transformers")
+    if got and got not in SpecifierSet(_TRANSFORMERS):
+        found = f"{got} has no TFBertModel that reads safetensors: {_TRANSFORMERS} does"
+        way_out = f"pip install 'transformers{_TRANSFORMERS}'"
+        yield Finding("version of transformers", FAIL, found, way_out)
 
 
 def _pins(extra):
@@ -125,7 +140,13 @@ def _installed(name: str) -> str | None:
 def keras() -> Iterator[Finding]:
     """That `tf.keras` is Keras 2 here, that TFRS and transformers agree to it, and why."""
     first = [name for name in ("tensorflow_text", "keras") if name in sys.modules]
-    keras_binding.require_legacy_keras()
+    try:
+        keras_binding.require_legacy_keras()
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise
+        yield Finding("keras", FAIL, str(error))  # the message holds the way out
+        return
     legacy = importlib.import_module("tf_keras").__version__
     switch = os.environ[keras_binding.SWITCH]
     yield Finding(
@@ -151,7 +172,7 @@ def devices() -> Iterator[Finding]:
             "CUDA_VISIBLE_DEVICES does not hide it"
         )
         found = f"{cores}; the machine has NVIDIA's driver, TensorFlow sees no GPU"
-        yield Finding("devices", WARNING, found, way_out)
+        yield Finding("devices", WARN, found, way_out)
         return
     names = [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
@@ -179,7 +200,7 @@ def determinism() -> Iterator[Finding]:
         yield Finding("determinism", OK, found)
     else:
         way_out = "Compare runs by their spread over several seeds, not by single numbers."
-        yield Finding("determinism", WARNING, "two seeded runs differ", way_out)
+        yield Finding("determinism", WARN, "two seeded runs differ", way_out)
 
 
 def tensorflow_text() -> Iterator[Finding]:
@@ -195,11 +216,11 @@ def tensorflow_text() -> Iterator[Finding]:
         yield Finding("tensorflow-text", OK, "the WordPiece runs in the graph")
     else:
         found = f"the WordPiece gives {ids} for the pieces 1 and 2"
-        yield Finding("tensorflow-text", FAILURE, found, _TEXT)
+        yield Finding("tensorflow-text", FAIL, found, _TEXT)
 
 
 def cache() -> Iterator[Finding]:
-    place = assets.cache()
+    place = _assets().cache()
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
@@ -207,22 +228,23 @@ def cache() -> Iterator[Finding]:
     except OSError as error:
         found = f"{place} cannot be written: {error.strerror}"
         way_out = "Point TFREC_ATTN_CACHE to a folder that can."
-        yield Finding("cache", FAILURE, found, way_out)
+        yield Finding("cache", FAIL, found, way_out)
     else:
         yield Finding("cache", OK, str(place))
 
 
 def disk() -> Iterator[Finding]:
-    places = {"the cache": assets.cache(), "this folder": Path.cwd()}
+    places = {"the cache": _assets().cache(), "this folder": Path.cwd()}
     for name, place in places.items():
         there = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(there).free
-        status = FAILURE if free < _LEAST else WARNING if free < _ENOUGH else OK
+        status = FAIL if free < _LEAST else WARN if free < _ENOUGH else OK
         way_out = f"Make room on the disk of {there}." if status != OK else ""
         yield Finding(f"disk of {name}", status, f"{free / 1e9:.1f} GB free", way_out)
 
 
 def whole_assets() -> Iterator[Finding]:
+    assets = _assets()
     for name in assets.ASSETS:
         place = assets.folder(name)
         wrong = assets.problems(name)
@@ -231,7 +253,7 @@ def whole_assets() -> Iterator[Finding]:
             yield Finding(name, NOTE, "not in the cache", way_out)
         elif wrong:
             way_out = f"python -m tfrec_attn.assets --check {name}"
-            yield Finding(name, FAILURE, f"{place}: {'; '.join(wrong)}", way_out)
+            yield Finding(name, FAIL, f"{place}: {'; '.join(wrong)}", way_out)
         else:
             yield Finding(name, OK, f"{place}, checksums right")
 
@@ -239,7 +261,7 @@ def whole_assets() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     for extra, use in _OPTIONAL.items():
         missing = [pin.name for pin in _pins(extra) if _installed(pin.name) is None]
-        way_out = f"For {use}: pip install 'tfrec-attn[{extra}]'"
+        way_out = f"For {use}, in the package's folder: pip install '.[{extra}]'"
         if missing:
             yield Finding(f"extra {extra}", NOTE, f"without {', '.join(missing)}", way_out)
         else:
@@ -249,11 +271,16 @@ def extras() -> Iterator[Finding]:
 
 def _unlike_pins_there(extra):
     for finding in _unlike_pins(extra, _installed):
-        if finding.status == WARNING:
+        if finding.status == WARN:
             yield finding
 
 
-_INSTALL = "Install the package and its pinned dependencies again: pip install tfrec-attn"
+def _assets():
+    # Not at the top: what it stands on may be what is missing.
+    return importlib.import_module("tfrec_attn.assets")
+
+
+_INSTALL = "Install the package with its pinned dependencies, in its folder: pip install ."
 _TEXT = "tensorflow-text must have TensorFlow's minor version; see the rows on versions."
 _CHECKS: tuple[tuple[str, Callable[[], Iterator[Finding]], str], ...] = (
     ("python", python, ""),
@@ -271,7 +298,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Iterator[Finding]], str], ...] = (
 
 def row(finding: Finding) -> str:
     """The finding as lines of a table, with the way out below it."""
-    head = f"{finding.status:<8} {finding.check:<24} "
+    head = f"{finding.status:<5} {finding.check:<24} "
     indent = " " * len(head)
     fill: Any = {"width": 100, "break_long_words": False, "break_on_hyphens": False}
     lines = textwrap.wrap(head + finding.found, subsequent_indent=indent, **fill)
@@ -298,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
             print(row(finding), flush=True)
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
-    return int(any(finding.status == FAILURE for finding in found))
+    return int(any(finding.status == FAIL for finding in found))
 
 
 if __name__ == "__main__":
