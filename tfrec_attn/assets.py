@@ -189,7 +189,7 @@ def backbone(name_or_path: str | Path) -> Path:
         return place
     if str(name_or_path) in (MINILM, HUB_NAME):
         return fetch(MINILM)
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name_or_path)):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name_or_path)):
         raise ValueError(
             "A backbone is a folder with a BERT in it, the asset "
             f"{MINILM}, or a hub name such as google-bert/bert-base-uncased: "
