@@ -30,6 +30,11 @@ MOVIES = [
     ("1373", "Good Morning (1971)", "Good Morning", "1971", "unknown",
      "Good Morning", "1971", ""),
 ]  # fmt: skip
+# The order of the flags as GroupLens's u.genre numbers them.
+GENRES = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy "
+    "Film-Noir Horror Musical Mystery Romance Sci-Fi Thriller War Western"
+)
 USERS = [("1", "24", "M", "technician", "05201"), ("2", "53", "F", "other", "T8H1N")]
 EVENTS = [("196", "242", "3", "881250949"), ("186", "302", "3", "891717742")]
 
@@ -39,9 +44,7 @@ def grouplens(folder):
     folder.mkdir()
     lines = []
     for item, printed, _, _, genres, *_ in MOVIES:
-        flags = [
-            str(int(genre in genres.split())) for genre in ("unknown", *sources.GENRES)
-        ]
+        flags = [str(int(genre in genres.split())) for genre in GENRES.split()]
         lines.append("|".join([item, printed, "01-Jan-1995", "", "http://x", *flags]))
     (folder / "u.item").write_text("\n".join(lines) + "\n", encoding="latin-1")
     (folder / "u.user").write_text("".join("|".join(row) + "\n" for row in USERS))
