@@ -72,7 +72,7 @@ def test_every_argument_reaches_the_model(client, protocol):
 @both
 def test_a_batch_with_rows_of_unequal_length(client, protocol):
     answers = client.recommend(
-        ["1", "2"], history=[["i0"], []], exclude=[[], ["i1", "i3"]], k=[2, 5]
+        ["1", "2"], history=[["i0", "i6"], []], exclude=[[], ["i1", "i3"]], k=[2, 5]
     )
     assert [listed(answer) for answer in answers] == [
         [("i1", 6.0), ("i2", 5.0)],

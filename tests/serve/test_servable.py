@@ -113,7 +113,12 @@ def test_a_graph_of_tensorflow_1(tmp_path):
         info = tf.compat.v1.saved_model.build_tensor_info
         definition = tf.compat.v1.saved_model.build_signature_def(
             {"a": info(first), "b": info(second)},
-            {"less": info(first - second), "again": info(first + 0.0)},
+            {
+                "less": info(first - second),
+                "again": info(first + 0.0),
+                "more": info(first + second),
+                "zero": info(first * 0.0),
+            },
             "tensorflow/serving/predict",
         )
         builder.add_meta_graph_and_variables(session, ["serve"], {"sub": definition})
@@ -123,6 +128,8 @@ def test_a_graph_of_tensorflow_1(tmp_path):
     got = old.run("sub", {"a": B[:, None], "b": A[:, None]})
     assert got["less"].tolist() == [[5], [8], [8]]
     assert got["again"].tolist() == [[7], [11], [13]]
+    assert got["more"].tolist() == [[9], [14], [18]]
+    assert got["zero"].tolist() == [[0], [0], [0]]
     # As in a session, the declared rank is the graph's business, not the server's.
     assert old.run("sub", {"a": B, "b": A})["less"].tolist() == [5, 8, 8]
 

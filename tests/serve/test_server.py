@@ -248,6 +248,15 @@ def test_a_busy_port_is_one_line_and_status_2(which, toy, capsys):
     assert error.startswith(f"tfrec_attn.serve: cannot serve {which} on 127.0.0.1:{port}: ")
 
 
+def test_a_port_that_would_be_shared_is_busy_too():
+    """Or a second server would start, and the system deal each of them half the calls."""
+    with (
+        socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken,
+        pytest.raises(OSError, match="the port is busy"),
+    ):
+        server.start(model_server.ModelServer([]), "127.0.0.1", taken.getsockname()[1], 0)
+
+
 @pytest.mark.parametrize("flag", ["--port", "--rest_api_port"])
 @pytest.mark.parametrize("port", ["65536", "-1", "http"])
 def test_a_port_that_is_none(flag, port, toy, capsys):

@@ -179,7 +179,8 @@ def _call(function: tf.types.experimental.ConcreteFunction, definition) -> Calla
     be told, the signature is called as it is.
     """
     inputs = list(function.function_type.parameters)
-    outputs = _output_order(function, definition)
+    # Structures are flattened by sorted name, whatever the order of the dictionary.
+    outputs = sorted(function.structured_outputs)
     flat_dtypes = [tensor.dtype.as_datatype_enum for tensor in function.inputs]
     known = [definition.inputs[name].dtype for name in inputs if name in definition.inputs]
     result_dtypes = [tensor.dtype for tensor in function.outputs]
@@ -199,15 +200,6 @@ def _call(function: tf.types.experimental.ConcreteFunction, definition) -> Calla
         return _to_numpy(dict(zip(outputs, results, strict=True)))
 
     return call
-
-
-def _output_order(function, definition) -> list[str]:
-    """Names of the flat outputs: TF1 graphs by tensor name, TF2 functions sorted."""
-    names = [tensor.name for tensor in function.outputs]
-    structured = list(function.structured_outputs)
-    if [definition.outputs[name].name for name in structured] == names:
-        return structured
-    return sorted(structured)
 
 
 def _to_numpy(outputs: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
