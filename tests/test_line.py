@@ -76,7 +76,7 @@ def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     assert history(tmp_path) == history(run)
 
 
-def test_a_killed_run_goes_on_after_its_last_full_epoch(run, tables, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monkeypatch):
     keep = fit.Keeper.on_epoch_end
 
     def die(self, epoch, logs=None):
@@ -90,8 +90,7 @@ def test_a_killed_run_goes_on_after_its_last_full_epoch(run, tables, tmp_path, m
             train.main(arguments(tables, tmp_path))
     assert len(history(tmp_path)) == 1
     assert train.main(arguments(tables, tmp_path, "--resume")) == 0
-    assert history(tmp_path)[0] == history(run)[0]
-    assert [line["epoch"] for line in history(tmp_path)] == [1, 2, 3]
+    assert history(tmp_path) == history(run)
 
 
 def test_two_replicas_train(tables, tmp_path):

@@ -25,8 +25,7 @@ def strategy(name: str) -> tf.distribute.Strategy:
 
 
 def deterministic(seed: int) -> None:
-    """Makes a run a function of its seed: weights, order, dropout and sums.
-    """
+    """Makes a run a function of its seed: weights, order, dropout and sums."""
     tf_keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     tf_keras.backend.experimental.enable_tf_random_generator()
@@ -74,6 +73,8 @@ def fit(
                 schedule, weight_decay=settings.weight_decay, global_clipnorm=settings.clip
             )
         )
+        # Its variables must be there to be restored.
+        model.optimizer.build(model.trainable_variables)
     keeper = Keeper(model, validate, out, settings.monitor, settings.patience)
     if resume:
         keeper.restore()
@@ -128,9 +129,11 @@ class Keeper(tf_keras.callbacks.Callback):
         self.monitor, self.patience = monitor, patience
         self.history: list[dict[str, float]] = []
         self.recommender = model
-        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+        self.state = tf.train.Checkpoint(
+            model=model, optimizer=model.optimizer, dropout=generators(model)
+        )
         place = out / "checkpoints"
-        self.last = tf.train.CheckpointManager(state, place, 1, checkpoint_name="last")
+        self.last = tf.train.CheckpointManager(self.state, place, 1, checkpoint_name="last")
         self.best = place / "best"
 
     @property
@@ -151,7 +154,7 @@ class Keeper(tf_keras.callbacks.Callback):
         done = int(Path(self.last.latest_checkpoint).name.split("-")[-1])
         lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
         self.history = [json.loads(line) for line in lines[:done]]
-        self.last.restore_or_initialize()
+        self.state.restore(self.last.latest_checkpoint).assert_consumed()
 
     def on_epoch_end(self, epoch, logs=None):
         # The meters are of the epoch; `logs` may be one replica's.
@@ -176,6 +179,16 @@ class Keeper(tf_keras.callbacks.Callback):
 
     def take_best(self) -> None:
         weights(self.recommender).read(str(self.best)).expect_partial()
+
+
+def generators(model: Recommender) -> list:
+    """Where dropout draws from, which Keras leaves out of a model's checkpoint."""
+    kind = tf_keras.__internal__.layers.BaseRandomLayer
+    layers = [layer for layer in model.submodules if isinstance(layer, kind)]
+    with model.distribute_strategy.scope():
+        for layer in layers:
+            layer._random_generator._maybe_init()
+    return [layer._random_generator for layer in layers]
 
 
 def weights(model: Recommender) -> tf.train.Checkpoint:

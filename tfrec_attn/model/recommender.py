@@ -334,13 +334,16 @@ class Recommender(tfrs.Model):
         flat = lambda value: tf.reshape(value, tf.concat([[-1], tf.shape(value)[2:]], 0))
         user = UserState(choose(query), flat(tokens), flat(mask))
         target, weight = choose(at["target"]), choose(batch["weight"])
-        list_, real = self._shortlist(
+        list_, real, reached = self._shortlist(
             user.query, pooled, target, tf.repeat(taken, pick.shape[1], axis=0)
         )
         list_, real = self._with_rejected(list_, real, batch, at, pick.shape[1])
         scores = self._score_shortlist(user, items, pooled, list_, training)
         ranking = tasks.listwise(scores, real)
-        total = settings.ranking * self._mean("ranking", ranking, weight)
+        # A target that the retrieval does not bring to the scorer is nothing to rank; with
+        # it, the scorer would learn that the best cosines are the wrong ones.
+        handed = weight * tf.cast(reached, tf.float32)
+        total = settings.ranking * self._mean("ranking", ranking, handed)
         logits = self.feedback(user.query, tf.gather(pooled, target), scores[:, 0])
         label = choose(batch["target_feedback"])
         feedback = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
@@ -354,10 +357,16 @@ class Recommender(tfrs.Model):
         return tf.math.top_k(tf.where(weight > 0, chance, -1.0), count).indices
 
     def _shortlist(self, query, pooled, target, taken):
-        """The target and some of the items that the retrieval ranks highest, `[n, C]`."""
+        """What the scorer would be handed: the target, and some of the items that the
+        retrieval ranks highest.
+
+        Returns:
+          `[n, C]` places among the step's items, `[n, C]` bool, False where there was none,
+          and `[n]` bool, whether the target itself is ranked among the highest.
+        """
         scores = tf.stop_gradient(tf.matmul(query, pooled, transpose_b=True))
-        usable = ~taken
-        scores = tf.where(usable, scores, -2.0)
+        own = tf.gather(scores, target, batch_dims=1)
+        scores = tf.where(taken, -2.0, scores)
         size = tf.minimum(self.shortlist, tf.shape(scores)[1])
         best, at = tf.math.top_k(scores, size)
         seed = tf.stack([tf.cast(self.seed, tf.int64) + 2, self.steps])
@@ -366,7 +375,8 @@ class Recommender(tfrs.Model):
         _, drawn = tf.math.top_k(tf.where(best > -1.5, chance, -1.0), take)
         real = tf.gather(best, drawn, batch_dims=1) > -1.5
         list_ = tf.concat([target[:, None], tf.gather(at, drawn, batch_dims=1)], 1)
-        return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1)
+        reached = own >= best[:, -1]
+        return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1), reached
 
     def _with_rejected(self, list_, real, batch, at, each):
         """Adds the last items of the window that the user turned down."""
@@ -460,7 +470,7 @@ def build(
     return Recommender(
         item_tower=ItemTower(item_encoders),
         user_tower=tower,
-        scorer=AttentionWeightedCosine(**config.scorer.model_dump()),
+        scorer=AttentionWeightedCosine(**config.scorer.model_dump(), scale=1.0),
         retrieval=tasks.Retrieval(
             group=loss.group, logq=loss.logq, temperature=loss.temperature
         ),
