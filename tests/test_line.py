@@ -73,7 +73,8 @@ def test_a_run_holds_what_it_was(run):
 
 def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     assert train.main(arguments(tables, tmp_path)) == 0
-    assert history(tmp_path) == history(run)
+    for again, first in zip(history(tmp_path), history(run), strict=True):
+        assert again == pytest.approx(first, rel=1e-5)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monkeypatch):
@@ -90,7 +91,9 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monke
             train.main(arguments(tables, tmp_path))
     assert len(history(tmp_path)) == 1
     assert train.main(arguments(tables, tmp_path, "--resume")) == 0
-    assert history(tmp_path) == history(run)
+    # Sums may differ in their last bit; a state that is not restored differs by 1e-4.
+    for resumed, whole in zip(history(tmp_path), history(run), strict=True):
+        assert resumed == pytest.approx(whole, rel=1e-5)
 
 
 def test_two_replicas_train(tables, tmp_path):

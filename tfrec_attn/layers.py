@@ -1,7 +1,12 @@
-"""The scorer as a Keras layer for any TensorFlow code, without TFRS and transformers."""
+"""The scorer as a Keras layer for any TensorFlow code, without TFRS and transformers.
+
+`AttentionWeightedCosine` is a tf_keras layer; `tfrec_attn.keras3_layers` has the same for
+Keras 3, with the same weights.
+"""
 
 import math
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -10,8 +15,154 @@ from tfrec_attn.model import scoring
 __all__ = ["AttentionWeightedCosine"]
 
 
+class Scorer:
+    """What the layer is in both Kerases; mixed into either's `Layer`.
+
+    A subclass says by `keras` which one, and by `float32` how to keep its weights in
+    float32 under mixed precision.
+    """
+
+    keras: object
+    float32: dict
+
+    def __init__(
+        self,
+        mode="softmax",
+        normalizer="l2",
+        heads=1,
+        dim=None,
+        bidirectional=False,
+        dropout=0.0,
+        l2=0.0,
+        focus=10.0,
+        scale=10.0,
+        chunk=None,
+        **kwargs,
+    ):
+        # Tokens arrive as they are and are cast once, inside the mathematics.
+        super().__init__(**{"autocast": False, **kwargs})
+        self.mode, self.normalizer, self.heads, self.dim = mode, normalizer, heads, dim
+        self.bidirectional, self.dropout, self.l2 = bidirectional, dropout, l2
+        self.focus, self.scale, self.chunk = focus, scale, chunk
+        self._check()
+        self._drop = self.keras.layers.Dropout(dropout, dtype="float32", autocast=False)
+
+    def _check(self):
+        choices = {"mode": ("softmax", "article"), "normalizer": ("l2", "softmax")}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(
+                    f"{name} is one of {', '.join(known)}. Received: {value!r}."
+                )
+        if self.mode == "softmax" and self.normalizer != "l2":
+            raise ValueError(
+                "normalizer='softmax' belongs to mode='article'; all cosines of "
+                "mode='softmax' are true ones. Leave one of the two out."
+            )
+        for name in ("heads", "dim", "focus", "scale", "chunk"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive. Received: {value}.")
+
+    def build(self, input_shape):
+        width = _width(input_shape)
+        dim = self.dim or width
+        if dim % self.heads:
+            raise ValueError(
+                f"heads must divide dim, by default the tokens' width. Received: "
+                f"heads={self.heads}, dim={dim}."
+            )
+        if self.mode == "softmax":
+            start = _aligned(width, dim)
+            for name in ("user_query", "item_key", "user_value", "item_value"):
+                self._weight(name, start, self._toward(start) if self.l2 else None)
+            self._weight("log_focus", np.float32(math.log(self.focus)))
+            self._weight("log_scale", np.float32(math.log(self.scale)))
+            importances = ("user_importance", "item_importance")
+            if self.bidirectional:
+                importances += ("user_importance_back", "item_importance_back")
+            for name in importances:
+                self._weight(name, np.zeros((width, self.heads), np.float32))
+        super().build(input_shape)
+
+    def _weight(self, name, start, penalty=None):
+        weight = self.add_weight(
+            name=name,
+            shape=start.shape,
+            initializer=lambda shape, dtype=None, **_: tf.constant(start),
+            regularizer=penalty,
+            dtype="float32",
+            **self.float32,
+        )
+        setattr(self, name, weight)
+
+    def _toward(self, start):
+        """A cosine does not see the size of a projection, so pulling it to 0 would do
+        nothing: it is pulled to where it started."""
+        l2 = self.l2
+        return lambda weight: l2 * tf.reduce_sum(tf.square(weight - start))
+
+    def call(self, inputs, training=None, return_attention=False):
+        _check_inputs(inputs)
+        user, item, user_mask, item_mask = (
+            inputs[name] for name in ("user", "item", "user_mask", "item_mask")
+        )
+        if self.mode == "article":
+            score = lambda part: scoring.article_score(
+                user, part[0], user_mask, part[1],
+                normalizer=self.normalizer, return_attention=return_attention,
+            )  # fmt: skip
+        else:
+            side = self.user_side(user, user_mask)
+            score = lambda part: self.compare(
+                side, self.item_side(*part), training, return_attention
+            )
+        if self.chunk is None or return_attention:
+            return score((item, item_mask))
+        return scoring.by_chunks(score, (item, item_mask), item.shape.rank - 3, self.chunk)
+
+    def user_side(self, user, mask):
+        """`scoring.Side` of users `[B, n, d]`: with it and items', `compare` scores."""
+        weights = self.user_query, self.user_value, self.user_importance
+        weigh = self.user_importance_back if self.bidirectional else None
+        return self._side(user, mask, *weights, weigh)
+
+    def item_side(self, item, mask):
+        """`scoring.Side` of items `[B, C, m, d]` or `[C, m, d]`; an index can keep it."""
+        if item.shape.rank == 3:
+            item, mask = item[None], mask[None]
+        attend = self.item_importance_back if self.bidirectional else None
+        weights = self.item_key, self.item_value, attend, self.item_importance
+        return self._side(item, mask, *weights)
+
+    def _side(self, tokens, mask, key, value, attend, weigh):
+        return scoring.side(
+            tokens, mask, key=key, value=value, attend=attend, weigh=weigh, heads=self.heads
+        )
+
+    def compare(self, user, item, training=None, return_attention=False):
+        """`[B, C]` scores of two sides; only of `mode="softmax"`."""
+        return scoring.softmax_score(
+            user,
+            item,
+            focus=tf.exp(tf.convert_to_tensor(self.log_focus)),
+            scale=tf.exp(tf.convert_to_tensor(self.log_scale)),
+            bidirectional=self.bidirectional,
+            drop=lambda weights: self._drop(weights, training=training),
+            return_attention=return_attention,
+        )
+
+    def get_config(self):
+        names = (
+            "mode", "normalizer", "heads", "dim", "bidirectional", "dropout", "l2", "focus",
+            "scale", "chunk",
+        )  # fmt: skip
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
 @tf_keras.utils.register_keras_serializable("tfrec_attn")
-class AttentionWeightedCosine(tf_keras.layers.Layer):
+class AttentionWeightedCosine(Scorer, tf_keras.layers.Layer):
     """Scores candidates by how well the user, seen through them, matches them.
 
     Inputs: a dict of `user` `[B, n, d]`, `item` `[B, C, m, d]` (a user's own candidates)
@@ -25,135 +176,61 @@ class AttentionWeightedCosine(tf_keras.layers.Layer):
       mode: `softmax`: learned projections, temperatures and token importances. `article`:
         the article's formulas as they are, no weights.
       normalizer: Of `article`: `l2` or `softmax`.
-      heads: Of `softmax`: subspaces the comparison is made in. Divides d.
+      heads: Of `softmax`: subspaces the comparison is made in. Divides `dim`.
+      dim: Of `softmax`: width that tokens are projected to, all heads together; by default
+        their own.
       bidirectional: Of `softmax`: also let user tokens attend over item tokens, and
         average both.
       dropout: Of `softmax`: on the attention weights.
-      l2: Of `softmax`: L2 penalty on the projections.
-      focus: Initial temperature of the attention; it is trained.
-      scale: Initial factor from cosines to logits; it is trained.
+      l2: Of `softmax`: penalty on how far the projections move from their start.
+      focus: Initial temperature of the attention; it is trained. Positive.
+      scale: Initial factor from cosines to logits; it is trained. Positive.
+      chunk: Candidates scored at a time, by default all: bounds the memory of scoring (a
+        gradient remembers all of them).
 
-    Raises:
-      ValueError: On an unknown mode or normalizer, or when `heads` does not divide d.
+    Projections start as the identity, or as one orthogonal matrix where `dim` is another
+    width: the score is then a cosine of the towers' own tokens before any training.
 
     References:
       - Late interaction: Khattab and Zaharia, 2020, arXiv:2004.12832.
+      - A learned scale on cosines: Radford et al., 2021, arXiv:2103.00020.
     """
 
-    def __init__(
-        self,
-        mode="softmax",
-        normalizer="l2",
-        heads=1,
-        bidirectional=False,
-        dropout=0.0,
-        l2=0.0,
-        focus=10.0,
-        scale=10.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        for name, value, known in (
-            ("mode", mode, ("softmax", "article")),
-            ("normalizer", normalizer, ("l2", "softmax")),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{name} is one of {', '.join(known)}. Received: {value!r}."
-                )
-        self.mode, self.normalizer, self.heads = mode, normalizer, heads
-        self.bidirectional, self.dropout, self.l2 = bidirectional, dropout, l2
-        self.focus, self.scale = focus, scale
-        self._dropout = tf_keras.layers.Dropout(dropout, dtype="float32")
+    keras = tf_keras
+    float32 = {"experimental_autocast": False}  # noqa: RUF012
 
-    def build(self, input_shape):
-        width = input_shape["user"][-1]
-        if width is None or width % self.heads:
+
+def _width(input_shape):
+    user, item = (tuple(input_shape[name])[-1] for name in ("user", "item"))
+    if user is None or user != item:
+        raise ValueError(
+            "The last dimension of user and item must be the same, and known. Received: "
+            f"user {user}, item {item}."
+        )
+    return user
+
+
+def _check_inputs(inputs):
+    ranks = {name: inputs[name].shape.rank for name in inputs}
+    item = ranks["item"]
+    wanted = {"user": 3, "item": item, "user_mask": 2, "item_mask": item - 1}
+    if item not in (3, 4) or ranks != wanted:
+        raise ValueError(
+            "inputs must be user [B, n, d], item [B, C, m, d] or [C, m, d], user_mask "
+            f"[B, n] and item_mask [.., m]. Received ranks: {ranks}."
+        )
+    for name in ("user_mask", "item_mask"):
+        if inputs[name].dtype != tf.bool:
             raise ValueError(
-                f"heads must divide the tokens' width. Received: "
-                f"heads={self.heads}, width={width}."
+                f"{name} must be bool, True for real tokens. Received: "
+                f"{inputs[name].dtype.name}. Cast it."
             )
-        if self.mode == "softmax":
-            constant = tf_keras.initializers.Constant
-            penalty = tf_keras.regularizers.L2(self.l2) if self.l2 else None
-            for name in ("user_query", "item_key", "user_value", "item_value"):
-                # Starts as the identity: the score is a cosine of the towers' own tokens.
-                setattr(
-                    self,
-                    name,
-                    self.add_weight(
-                        name,
-                        (width, width),
-                        initializer="identity",
-                        regularizer=penalty,
-                        dtype=tf.float32,
-                    ),
-                )
-            for name, start in (("log_focus", self.focus), ("log_scale", self.scale)):
-                setattr(
-                    self,
-                    name,
-                    self.add_weight(
-                        name, (), initializer=constant(math.log(start)), dtype=tf.float32
-                    ),
-                )
-            for name in ("user_importance", "item_importance"):
-                setattr(
-                    self,
-                    name,
-                    self.add_weight(
-                        name, (width, self.heads), initializer="zeros", dtype=tf.float32
-                    ),
-                )
-        super().build(input_shape)
 
-    def call(self, inputs, training=None, return_attention=False):
-        user, item = (tf.cast(inputs[name], tf.float32) for name in ("user", "item"))
-        masks = inputs["user_mask"], inputs["item_mask"]
-        if self.mode == "article":
-            score, parts = scoring.article_score(
-                user, item, *masks, normalizer=self.normalizer
-            )
-        else:
-            score, parts = self._softmax(user, item, *masks, training)
-        return (score, parts) if return_attention else score
 
-    def _softmax(self, user, item, user_mask, item_mask, training):
-        split = lambda tokens, kernel: tf.reshape(
-            tf.tensordot(tokens, kernel, 1),
-            tf.concat(
-                [tf.shape(tokens)[:-1], [self.heads, tokens.shape[-1] // self.heads]], 0
-            ),
-        )
-        cosine, parts = scoring.softmax_score(
-            split(user, self.user_query),
-            split(item, self.item_key),
-            split(user, self.user_value),
-            split(item, self.item_value),
-            user_mask,
-            item_mask,
-            focus=tf.exp(self.log_focus),
-            user_weight=tf.tensordot(user, self.user_importance, 1),
-            item_weight=tf.tensordot(item, self.item_importance, 1),
-            bidirectional=self.bidirectional,
-            drop=lambda weights: self._dropout(weights, training=training),
-        )
-        scale = tf.exp(self.log_scale)
-        parts = {
-            name: scale * part if name.endswith("contributions") else part
-            for name, part in parts.items()
-        }
-        return scale * cosine, parts
-
-    def get_config(self):
-        names = (
-            "mode",
-            "normalizer",
-            "heads",
-            "bidirectional",
-            "dropout",
-            "l2",
-            "focus",
-            "scale",
-        )
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+def _aligned(width, dim):
+    """The identity, or orthonormal rows or columns: the same for all projections, so that
+    cosines across them mean something from the first step."""
+    if width == dim:
+        return np.eye(width, dtype=np.float32)
+    square = np.random.default_rng(0).normal(size=(max(width, dim),) * 2)
+    return np.linalg.qr(square)[0][:width, :dim].astype(np.float32)

@@ -1,135 +1,389 @@
-"""The scorer against loops in NumPy, and what masks must never do."""
+"""The scorer against loops in NumPy, and what masks, sizes and order must never do."""
 
+import functools
+
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import strategies as st
 
 from tests.model import reference
 from tfrec_attn.model import scoring
 
-B, C, D = 2, 3, 5
+B, C, N, M, D = 2, 3, 7, 5, 6
+TWO_SIDED = {"bidirectional": True}
 
 
-def tokens(n, m, seed=0, scale=1.0):
+def tokens(seed=0, n=N, m=M, pairs=False, scale=1.0):
+    """Tokens of random lengths, some of them padding; the first sets are whole."""
     draw = np.random.default_rng(seed)
-    user, item = draw.normal(size=(B, n, D)) * scale, draw.normal(size=(C, m, D)) * scale
-    user_mask, item_mask = draw.random((B, n)) < 0.7, draw.random((C, m)) < 0.7
+    lead = (B, C) if pairs else (C,)
+    user, item = draw.normal(size=(B, n, D)), draw.normal(size=(*lead, m, D))
+    user, item = (x * draw.uniform(0.3, 3, x[..., :1].shape) for x in (user, item))
+    user_mask, item_mask = draw.random((B, n)) < 0.7, draw.random((*lead, m)) < 0.7
+    user_mask[:, 0], item_mask[..., 0] = True, True
     user_mask[0], item_mask[0] = True, True
-    return user, item, user_mask, item_mask
+    return user * scale, item * scale, user_mask, item_mask
 
 
-def softmax_score(user, item, user_mask, item_mask, **options):
-    heads = lambda value: tf.constant(value, tf.float32)[..., None, :]
-    u, k = heads(user), heads(item)
-    return scoring.softmax_score(
-        u, k, u, k, tf.constant(user_mask), tf.constant(item_mask), **options
+def random_weights(heads=1, dim=D):
+    draw = np.random.default_rng(7)
+    kernels = ("user_query", "item_key", "user_value", "item_value")
+    biases = ("user_importance", "item_importance")
+    biases += ("user_importance_back", "item_importance_back")
+    return {name: draw.normal(size=(D, dim)) for name in kernels} | {
+        name: draw.normal(size=(D, heads)) for name in biases
+    }
+
+
+def softmax_score(user, item, user_mask, item_mask, *, weights=None, heads=1, **options):
+    """As the layer calls it, in the dtype of the tokens."""
+    item, item_mask = tf.convert_to_tensor(item), tf.convert_to_tensor(item_mask)
+    if item.shape.rank == 3:
+        item, item_mask = item[None], item_mask[None]
+    get = (weights or {}).get
+    user_side = scoring.side(
+        tf.convert_to_tensor(user),
+        tf.convert_to_tensor(user_mask),
+        key=get("user_query"),
+        value=get("user_value"),
+        attend=get("user_importance"),
+        weigh=get("user_importance_back"),
+        heads=heads,
     )
+    item_side = scoring.side(
+        item,
+        item_mask,
+        key=get("item_key"),
+        value=get("item_value"),
+        attend=get("item_importance_back"),
+        weigh=get("item_importance"),
+        heads=heads,
+    )
+    return scoring.softmax_score(user_side, item_side, **{"focus": 5.0, **options})
 
 
 def article_score(user, item, user_mask, item_mask, **options):
-    cast = lambda value: tf.constant(value, tf.float32)
+    user, item = tf.convert_to_tensor(user), tf.convert_to_tensor(item)
     return scoring.article_score(
-        cast(user), cast(item), tf.constant(user_mask), tf.constant(item_mask), **options
+        user, item, tf.constant(user_mask), tf.constant(item_mask), **options
     )
 
 
+MODES = {
+    "softmax": softmax_score,
+    "all": functools.partial(
+        softmax_score, weights=random_weights(2), heads=2, bidirectional=True, scale=3.0
+    ),
+    "article": article_score,
+    "article-softmax": functools.partial(article_score, normalizer="softmax"),
+}
+SOFTMAX = [pytest.param(MODES[name], id=name) for name in ("softmax", "all")]
+EVERY = [pytest.param(score, id=name) for name, score in MODES.items()]
+
+
+AXES = {
+    "nm": ("A", "A_item", "S", "R", "pair_contributions"),
+    "m": ("s", "omega", "contributions"),
+    "n": ("s_user", "omega_user", "user_contributions"),
+    "m.": ("Q_tilde",),
+    "n.": ("K_tilde",),
+    ".m": ("F",),
+}
+
+
+def check_all_quantities(found, pair, inputs):
+    """Scores and parts of every pair, at real tokens."""
+    user, item, um, im = inputs
+    score, parts = found
+    axes_of = {name: axes for axes, names in AXES.items() for name in names}
+    for b, c in np.ndindex(B, C):
+        at = (b, c) if item.ndim == 4 else (c,)
+        want = pair(user[b][um[b]], item[at][im[at]])
+        np.testing.assert_allclose(score[b, c], want.pop("score"), rtol=1e-9)
+        assert set(want) == set(parts)
+        for name, value in want.items():
+            axes, got = axes_of[name], parts[name][b, c].numpy()
+            sizes = got.shape[-len(axes) :]
+            masks = {"n": um[b], "m": im[at]}
+            real = np.ix_(
+                *[masks.get(a, np.ones(k, bool)) for a, k in zip(axes, sizes, strict=True)]
+            )
+            np.testing.assert_allclose(
+                got[(..., *real)], value, rtol=1e-9, atol=1e-12, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("focus", [0.0, 1.0, 20.0])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 1), (1, 4), (7, 4)])
-def test_softmax_mode_matches_numpy(n, m, focus):
-    user, item, um, im = tokens(n, m)
-    found, _ = softmax_score(user, item, um, im, focus=focus)
-    want = [
-        [reference.softmax_score(user[b], item[c], um[b], im[c], focus) for c in range(C)]
-        for b in range(B)
-    ]
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"heads": 2}, {"heads": 3, **TWO_SIDED}, {"heads": 2, "dim": 8, **TWO_SIDED}],
+    ids=["plain", "heads", "both-ways", "wide"],
+)
+def test_softmax_mode_matches_numpy(options, focus, pairs):
+    inputs = tokens(pairs=pairs)
+    heads = options.get("heads", 1)
+    weights = random_weights(heads, options.get("dim", D)) if options else None
+    options = {"weights": weights, "heads": heads, "focus": focus, "scale": 1.7} | {
+        name: value for name, value in options.items() if name == "bidirectional"
+    }
+    found = softmax_score(*inputs, **options, return_attention=True)
+    check_all_quantities(
+        found, functools.partial(reference.softmax_pair, **options), inputs
+    )
+    np.testing.assert_array_equal(softmax_score(*inputs, **options), found[0])
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("normalizer", ["l2", "softmax"])
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 1), (1, 4), (7, 4)])
-def test_article_mode_matches_numpy(n, m, normalizer):
-    user, item, um, im = tokens(n, m, scale=0.5)
-    found, _ = article_score(user, item, um, im, normalizer=normalizer)
-    want = [
-        [
-            reference.article_score(user[b], item[c], um[b], im[c], normalizer)
-            for c in range(C)
-        ]
-        for b in range(B)
-    ]
-    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+def test_article_mode_matches_numpy(normalizer, pairs):
+    # Small enough for σ to be above its bound.
+    inputs = tokens(pairs=pairs, scale=0.2)
+    found = article_score(*inputs, normalizer=normalizer, return_attention=True)
+    pair = functools.partial(reference.article_pair, normalizer=normalizer)
+    check_all_quantities(found, pair, inputs)
+    np.testing.assert_array_equal(article_score(*inputs, normalizer=normalizer), found[0])
 
 
-@pytest.mark.parametrize("focus", [1.0, 200.0])
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_padding_never_changes_a_score(focus, bidirectional):
-    user, item = np.abs(tokens(7, 4)[0]), -np.abs(tokens(7, 4)[1])
-    um, im = np.ones((B, 7), bool), np.ones((C, 4), bool)
-    score = lambda *inputs: softmax_score(
-        *inputs, focus=focus, bidirectional=bidirectional
-    )[0]
-    pad = lambda value, fill: np.concatenate([value, np.full_like(value[:, :2], fill)], 1)
-    np.testing.assert_allclose(
-        score(pad(user, 1e3), pad(item, -1e3), pad(um, False), pad(im, False)),
-        score(user, item, um, im),
-        atol=1e-5,
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 1), (1, 4)])
+def test_single_tokens_match_numpy(n, m):
+    inputs = tokens(n=n, m=m)
+    found = softmax_score(*inputs, **TWO_SIDED, return_attention=True)
+    pair = functools.partial(reference.softmax_pair, focus=5.0, **TWO_SIDED)
+    check_all_quantities(found, pair, inputs)
+    found = article_score(*inputs, return_attention=True)
+    check_all_quantities(found, reference.article_pair, inputs)
+
+
+@pytest.mark.parametrize("score", EVERY)
+def test_float32_is_close_to_float64(score):
+    user, item, um, im = tokens(scale=0.5)
+    single = score(user.astype(np.float32), item.astype(np.float32), um, im)
+    assert single.dtype == tf.float32
+    np.testing.assert_allclose(single, score(user, item, um, im), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("score", [*EVERY, pytest.param(
+    functools.partial(softmax_score, focus=200.0, **TWO_SIDED), id="sharp")])  # fmt: skip
+@pytest.mark.parametrize("fill", [1e3, 1e20, np.nan])
+def test_padding_never_changes_a_score(score, fill, pairs):
+    """Against the padding of a zero-filled mask too: all cosines here are negative."""
+    user, item, um, im = tokens(pairs=pairs, scale=0.5)
+    user, item = np.abs(user), -np.abs(item)
+    short = score(user, item, um, im)
+    blank = np.where(um[..., None], user, fill), np.where(im[..., None], item, fill)
+    wider = lambda x, axis, value: np.concatenate(
+        [x, np.full_like(np.take(x, [0, 0], axis), value)], axis
     )
-
-
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_pairs_agree_with_cross(bidirectional):
-    user, item, um, im = tokens(7, 4)
-    cross, _ = softmax_score(user, item, um, im, focus=5.0, bidirectional=bidirectional)
-    pairs, _ = softmax_score(
-        user,
-        np.stack([item] * B),
-        um,
-        np.stack([im] * B),
-        focus=5.0,
-        bidirectional=bidirectional,
+    padded = (
+        wider(blank[0], -2, fill),
+        wider(blank[1], -2, fill),
+        wider(um, -1, False),
+        wider(im, -1, False),
     )
-    np.testing.assert_allclose(cross, pairs, atol=1e-6)
+    np.testing.assert_allclose(score(*padded), short, rtol=1e-9)
+
+
+@pytest.mark.parametrize("score", EVERY)
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(seed=st.integers(0, 2**20))
+def test_the_order_of_tokens_does_not_matter(score, seed):
+    user, item, um, im = tokens(seed, scale=0.5)
+    draw = np.random.default_rng(seed)
+    i, j = draw.permutation(N), draw.permutation(M)
+    shuffled = score(user[:, i], item[:, j], um[:, i], im[:, j])
+    np.testing.assert_allclose(shuffled, score(user, item, um, im), rtol=1e-8)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 7.0])
+@pytest.mark.parametrize("score", SOFTMAX)
+def test_what_the_size_of_a_token_changes(score, factor):
+    user, item, um, im = tokens()
+    base, parts = score(user, item, um, im, return_attention=True)
+    larger = lambda x, at: np.concatenate(
+        [x[:, :at], x[:, at : at + 1] * factor, x[:, at + 1 :]], 1
+    )
+    one_user, one = score(larger(user, 2), item, um, im, return_attention=True)
+    np.testing.assert_allclose(one["A"], parts["A"], rtol=1e-9)
+    assert np.abs(one_user - base).max() > 1e-3
+    one_item, one = score(user, larger(item, 0), um, im, return_attention=True)
+    np.testing.assert_allclose(one["A"], parts["A"], rtol=1e-9)
+    both_ways = "A_item" in parts
+    assert (np.abs(one_item - base).max() > 1e-9) == both_ways
+    np.testing.assert_allclose(score(user * factor, item / factor, um, im), base, rtol=1e-9)
+
+
+def test_what_the_size_of_a_token_changes_in_the_article():
+    user, item, um, im = tokens(scale=0.5)
+    for normalizer in ("l2", "softmax"):
+        score = functools.partial(
+            article_score, normalizer=normalizer, return_attention=True
+        )
+        base, parts = score(user, item, um, im)
+        one = user * np.where(np.arange(N) == 2, 2.0, 1.0)[:, None]
+        found, other = score(one, item, um, im)
+        assert np.abs(found - base).max() > 1e-3
+        same = np.abs(other["A"] - parts["A"]).max() < 1e-9
+        assert same == (normalizer == "l2")
+        same = np.abs(score(3 * user, item / 2, um, im)[0] - base).max() < 1e-9
+        assert same == (normalizer == "l2")
+
+
+@pytest.mark.parametrize("score", SOFTMAX)
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(seed=st.integers(0, 2**20), size=st.sampled_from([1e-6, 1.0, 1e6]))
+def test_a_score_is_bounded_by_its_scale(score, seed, size):
+    found = score(*tokens(seed, scale=size), scale=1.5)
+    assert np.abs(found).max() <= 1.5 + 1e-9
+
+
+def test_identical_sets_score_the_whole_scale():
+    user, _, um, _ = tokens()
+    same = np.broadcast_to(user[:1, :1], user.shape).copy()
+    found = softmax_score(same, same, um, um, scale=2.5, **TWO_SIDED)
+    np.testing.assert_allclose(found, np.full((B, B), 2.5))
+
+
+def cosines(user, item):
+    units = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (user, item))
+    return np.einsum("bnd,cmd->bcnm", *units)
 
 
 def test_large_focus_is_maxsim():
-    user, item, um, im = tokens(7, 4)
-    cosines = np.einsum("bnd,cmd->bcnm", scoring.unit(user), scoring.unit(item))
-    best = np.where(um[:, None, :, None], cosines, -2).max(2)
+    user, item, um, im = tokens()
+    best = np.where(um[:, None, :, None], cosines(user, item), -2).max(2)
     want = (best * im).sum(-1) / im.sum(-1)
     np.testing.assert_allclose(
-        softmax_score(user, item, um, im, focus=1e4)[0], want, atol=1e-3
+        softmax_score(user, item, um, im, focus=1e5), want, rtol=1e-6
     )
+    best = np.where(im[None, :, None, :], cosines(user, item), -2).max(3)
+    back = (best * um[:, None]).sum(-1) / um.sum(-1)[:, None]
+    both = softmax_score(user, item, um, im, focus=1e5, **TWO_SIDED)
+    np.testing.assert_allclose(both, (want + back) / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize("score", [lambda *x: softmax_score(*x, focus=5.0), article_score])
-def test_contributions_sum_to_the_score(score):
-    found, parts = score(*tokens(7, 4))
-    total = tf.reduce_sum(
-        parts["contributions"], list(range(2, parts["contributions"].shape.rank))
+def test_no_focus_is_the_mean():
+    user, item, um, im = tokens()
+    mean = np.stack([u[real].mean(0) for u, real in zip(user, um, strict=True)])
+    each = cosines(mean[:, None], item)[:, :, 0]
+    want = (each * im).sum(-1) / im.sum(-1)
+    np.testing.assert_allclose(softmax_score(user, item, um, im, focus=0.0), want)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_gradients_match_finite_differences(name):
+    """TensorFlow's gradient in float64 against differences of the NumPy reference."""
+    user, item, um, im = tokens(n=4, m=3, scale=0.2)
+    options = {"normalizer": "softmax"} if name == "article-softmax" else {}
+    if name.startswith("article"):
+        pair = functools.partial(reference.article_pair, **options)
+    else:
+        options = (
+            {"focus": 5.0} if name == "softmax" else MODES["all"].keywords | {"focus": 5.0}
+        )
+        pair = functools.partial(reference.softmax_pair, **options)
+    total = lambda u, k: sum(
+        (1 + b + 2 * c) * pair(u[b][um[b]], k[c][im[c]])["score"]
+        for b, c in np.ndindex(B, C)
     )
-    np.testing.assert_allclose(total, found, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-20, 1.0, 1e20])
-def test_nothing_known_scores_0_and_all_is_finite(size):
-    user, item, um, im = tokens(7, 4)
-    um[1], im[2] = False, False
-    u, k = tf.constant(user * size, tf.float32), tf.constant(item * size, tf.float32)
+    u, k = tf.constant(user), tf.constant(item)
     with tf.GradientTape() as tape:
         tape.watch([u, k])
-        score, _ = scoring.softmax_score(
-            u[..., None, :],
-            k[..., None, :],
-            u[..., None, :],
-            k[..., None, :],
-            tf.constant(um),
-            tf.constant(im),
-            focus=10.0,
+        weight = 1.0 + np.arange(B)[:, None] + 2 * np.arange(C)
+        loss = tf.reduce_sum(MODES[name](u, k, um, im) * weight)
+    got = tape.gradient(loss, [u, k])
+    for which, x in enumerate((user, item)):
+        want = np.zeros_like(x)
+        for at in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[at] = 1e-5
+            up, down = ([user, item] for _ in range(2))
+            up[which], down[which] = x + step, x - step
+            want[at] = (total(*up) - total(*down)) / 2e-5
+        np.testing.assert_allclose(got[which], want, rtol=1e-5, atol=1e-7)
+
+
+def finite(score, user, item, um, im, *, gradients_too=True):
+    with tf.GradientTape() as tape:
+        tape.watch([user, item])
+        found = score(user, item, um, im)
+        total = tf.reduce_sum(found)
+    gradients = tape.gradient(total, [user, item])
+    for value in (found, *(gradients if gradients_too else ())):
+        assert np.isfinite(tf.cast(value, tf.float32)).all()
+    return found, gradients
+
+
+@pytest.mark.parametrize("score", EVERY)
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
+@pytest.mark.parametrize("kind", ["tiny", "huge", "mixed", "zero", "identical", "opposite"])
+def test_all_sizes_are_finite(score, dtype, kind):
+    user, item, um, im = tokens()
+    user, item = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (user, item))
+    tiny, huge = (6e-8, 6e4) if dtype == tf.float16 else (1e-20, 1e20)
+    if kind in ("tiny", "huge"):
+        user, item = (
+            user * {"tiny": tiny, "huge": huge}[kind],
+            item * {"tiny": tiny, "huge": huge}[kind],
         )
-    gradients = tape.gradient(score, [u, k])
-    assert np.isfinite(score).all()
-    assert np.isfinite(gradients[0]).all()
-    assert np.isfinite(gradients[1]).all()
-    assert not np.any(score[1])
-    assert not np.any(score[:, 2])
-    assert not np.any(gradients[0][1])
+    elif kind == "mixed":
+        user[:, ::2] *= tiny
+        user[:, 1::2] *= huge
+        item[:, ::2] *= huge
+        item[:, 1::3] *= tiny
+    elif kind == "zero":
+        user[:, 1], item[:, 0] = 0, 0
+        user[1], item[2] = 0, 0
+    else:
+        user[:], item[:] = 1.0, 1.0
+        user[:, ::2] *= -1 if kind == "opposite" else 1
+    user, item = tf.cast(user, dtype), tf.cast(item, dtype)
+    # The article's scores themselves are past float16's 65504.
+    past = dtype == tf.float16 and getattr(score, "func", score) is article_score
+    found, _ = finite(score, user, item, um, im, gradients_too=not past)
+    assert found.dtype == tf.float32
+
+
+@pytest.mark.parametrize("score", EVERY)
+def test_nothing_known_scores_0_with_zero_gradient(score):
+    user, item, um, im = tokens(scale=0.5)
+    um[1], im[2] = False, False
+    found, (by_user, by_item) = finite(score, tf.constant(user), tf.constant(item), um, im)
+    assert not np.any(found[1])
+    assert not np.any(found[:, 2])
+    assert np.all(found[0, :2] != 0)
+    assert not np.any(by_user[1])
+    assert not np.any(by_item[2])
+    parts = score(user, item, um, im, return_attention=True)[1]
+    for name, value in parts.items():
+        assert np.isfinite(value).all(), name
+        if "contributions" in name or name.startswith("A"):
+            assert not np.any(value[1]), name
+            assert not np.any(value[:, 2]), name
+    nobody = score(user[:, :0], item, um[:, :0], im)
+    np.testing.assert_array_equal(nobody, np.zeros((B, C)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_chunks_give_the_same(size, pairs):
+    user, item, um, im = tokens(pairs=pairs)
+    score = lambda part: softmax_score(user, part[0], um, part[1])
+    item, im, axis = tf.constant(item), tf.constant(im), int(pairs)
+    whole = score((item, im))
+    chunked = lambda: scoring.by_chunks(score, (item, im), axis, size)
+    np.testing.assert_allclose(chunked(), whole, rtol=1e-12)
+    np.testing.assert_allclose(tf.function(chunked)(), whole, rtol=1e-12)
+    none = (item[:, :0], im[:, :0]) if pairs else (item[:0], im[:0])
+    assert scoring.by_chunks(score, none, axis, size).shape == (B, 0)
+
+
+def test_dropout_acts_on_the_attention():
+    user, item, um, im = tokens()
+    keep_first = lambda a: a * tf.cast(tf.range(tf.shape(a)[-1]) == 0, a.dtype)
+    found = softmax_score(user, item, um, im, drop=keep_first)
+    want = (cosines(user[:, :1], item)[:, :, 0] * im).sum(-1) / im.sum(-1)
+    np.testing.assert_allclose(found, want)

@@ -1,148 +1,220 @@
 """The attention-weighted cosine: pure functions of tensors.
 
-Letters: B users, C candidates, n user tokens, m item tokens, d width, h heads. Candidates
-are `[B, C, m, d]` (each user's own: *pairs*) or `[C, m, d]` (the same for all: *cross*).
-Masks are True for real tokens. All is computed in float32, whatever comes in.
+Letters: B users, C candidates, n user tokens, m item tokens, d width, h heads, e width of
+a head. Candidates are `[B, C, m, d]` (each user's own: *pairs*) or `[C, m, d]` (the same
+for all: *cross*). Masks are True for real tokens. float16 and bfloat16 come in as they are
+and all is computed in float32; float64 stays float64.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-TINY = 1e-12
-LOW = -1e9  # a logit that softmax turns into exactly 0
+# A logit that softmax turns into exactly 0, whatever β and focus are.
+LOW = -1e30
+
+# A norm is never taken for less than this share of its set's largest component: float32
+# rounds at 1e-7, and the gradient of a direction grows as 1 / norm.
+_SHARE = 1e-6
+
+# The same as a size, for sets that are all but zero: 1 / size has to be a finite gradient
+# in the dtype that came in.
+_SMALLEST = {tf.float16: 1e-4}
+
+# The article's softmax of squared norms divides by all but zero as soon as two norms differ
+# by more than a few: these bounds keep the sixth power of their quotient finite.
+_LONGEST, _LEAST = 100.0, 1e-6
 
 
-def unit(tokens):
-    """`[.., d]` to vectors of length 1; a zero vector stays zero, its gradient too.
+class Side(NamedTuple):
+    """What one side, user or item, brings to a comparison.
 
-    Divides by the largest component first, so that norms from 1e-20 to 1e20 neither
-    vanish nor overflow when squared.
+    An index can hold the items' sides: they depend on nothing of the user.
+
+    Attributes:
+      keys: `[b, h, .., t, e]` unit vectors that the attention compares.
+      values: `[b, h, .., t, e]`, what is carried on, and compared in the end; over `size`.
+      norms: `[b, h, .., t]`, the lengths of `values`, never 0.
+      bias: `[b, h, .., t]`, β, and `LOW` at padding.
+      weights: `[b, h, .., t]`, ω: 0 at padding, and else of sum 1 over t.
+      floor: `[b, 1, .., 1]`, what `norms` are never below.
+      size: `[b, 1, .., 1]`, the largest component of the set: cosines do not see it.
     """
-    top = tf.reduce_max(tf.abs(tokens), -1, keepdims=True)
-    empty = top < 1e-30
-    scaled = tokens / tf.stop_gradient(tf.where(empty, tf.ones_like(top), top))
-    return scaled * tf.math.rsqrt(
-        tf.maximum(tf.reduce_sum(tf.square(scaled), -1, keepdims=True), TINY)
+
+    keys: tf.Tensor
+    values: tf.Tensor
+    norms: tf.Tensor
+    bias: tf.Tensor
+    weights: tf.Tensor
+    floor: tf.Tensor
+    size: tf.Tensor
+
+
+def side(tokens, mask, *, key=None, value=None, attend=None, weigh=None, heads=1) -> Side:
+    """Projects tokens, once for all comparisons that they take part in.
+
+    β and ω are linear in the token over its root mean square: like the cosines, they see
+    the direction of a token and not its size.
+
+    Args:
+      tokens: `[b, n, d]` of users, or `[b, C, m, d]` of candidates, b = 1 where all users
+        share them.
+      mask: `[b, n]` or `[b, C, m]`.
+      key, value: `[d, h·e]` projections; None gives each head its part of d.
+      attend, weigh: `[d, h]`, β and the logits of ω; None is 0.
+      heads: h.
+    """
+    tokens, floor, common = _bounded(tokens, mask)
+    keys, values = (
+        _by_head(tokens if kernel is None else _times(tokens, kernel), heads)
+        for kernel in (key, value)
+    )
+    size = _norm(tokens, floor)[..., None] * tokens.shape[-1] ** -0.5
+    bias, logits = (
+        tf.zeros_like(keys[..., 0])
+        if kernel is None
+        else _by_head(_times(tokens, kernel) / size, heads)[..., 0]
+        for kernel in (attend, weigh)
+    )
+    floor, real = floor[:, None], mask[:, None]
+    return Side(
+        keys=keys / _norm(keys, floor)[..., None],
+        values=values,
+        norms=_norm(values, floor),
+        bias=tf.where(real, bias, LOW),
+        weights=_masked_softmax(logits, real, -1),
+        floor=floor,
+        size=common[:, None, ..., 0],
     )
 
 
-def masked_softmax(logits, mask, axis):
-    """Softmax over the real entries; 0 everywhere where there is none."""
-    weights = tf.nn.softmax(tf.where(mask, logits, LOW), axis)
-    return tf.where(mask, weights, tf.zeros_like(weights))
-
-
 def softmax_score(
-    user,
-    item,
-    user_values,
-    item_values,
-    user_mask,
-    item_mask,
+    user: Side,
+    item: Side,
     *,
-    focus,
-    user_weight=None,
-    item_weight=None,
-    bidirectional=False,
-    drop=None,
+    focus: Any,
+    scale: Any = 1.0,
+    bidirectional: bool = False,
+    drop: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    return_attention: bool = False,
 ):
     """How well each item token is matched by what it sees of the user.
 
     `A = softmax_i(focus · cos(q_i, k_j) + β_i)`, `Q̃_j = Σ_i A_ij v_i`,
-    `s_j = cos(Q̃_j, w_j)`; the score is `Σ_j ω_j s_j` with ω a softmax over the item's real
-    tokens, averaged over heads. `bidirectional` also lets each user token attend over the
-    item, in the same way, and averages both.
+    `s_j = cos(Q̃_j, w_j)`; the score is `scale · Σ_j ω_j s_j`, averaged over heads, so that
+    it lies in `[-scale, scale]`. `bidirectional` also lets each user token attend over the
+    item, in the same way with the other β and ω, and averages both.
+
+    A positive factor on an item token changes nothing. One on a user token leaves A as it
+    is and gives the token that much more of Q̃; one on all of a user's tokens changes
+    nothing. With `bidirectional`, what holds for the user holds for the item too.
 
     Args:
-      user, user_values: `[B, n, h, d]`: what is attended to, and what is carried on.
-      item, item_values: `[B, C, m, h, d]` or `[C, m, h, d]`.
-      user_mask: `[B, n]`; item_mask: `[B, C, m]` or `[C, m]`.
-      focus: Scalar. 0 averages the user's tokens; large values are MaxSim.
-      user_weight: β, `[B, n, h]`; 0 by default.
-      item_weight: Logits of ω, `[.., m, h]`; uniform by default.
-      drop: A function applied to A.
+      user: Of `[B, n, d]` tokens.
+      item: Of `[B, C, m, d]` or `[1, C, m, d]` tokens.
+      focus: Scalar, τ_a. 0 averages the user's tokens; large values are MaxSim.
+      scale: Scalar, τ_s.
+      drop: Applied to A: dropout.
 
     Returns:
-      Scores `[B, C]` in [-1, 1], and a dict: `A` `[B, C, h, n, m]`, `contributions`
-      `[B, C, h, m]` of item tokens and, of both directions, `A_item` and
-      `user_contributions` `[B, C, h, n]`. All contributions sum to the score.
+      Scores `[B, C]`, 0 for a user or a candidate without any real token. With
+      `return_attention` also a dict of `A` `[B, C, h, n, m]`, `Q_tilde` `[B, C, h, m, e]`,
+      `s`, `omega` and `contributions` `[B, C, h, m]`, and `pair_contributions`
+      `[B, C, n, m]`. With `bidirectional` also, of the other direction, `A_item`
+      `[B, C, h, n, m]`, `K_tilde` `[B, C, h, n, e]`, and `s_user`, `omega_user` and
+      `user_contributions` `[B, C, h, n]`. Pairs sum to the score; so do contributions and
+      user contributions together.
     """
-    c = "bc" if item.shape.rank == 5 else "c"
-    drop = drop or (lambda weights: weights)
-    dots = lambda u, k: tf.einsum(f"bnhd,{c}mhd->bchnm", u, k)
-    user_real = user_mask[:, None, None, :, None]
-    item_real = _lead(item_mask, 3)[:, :, None, None, :]
-    affinity = focus * dots(unit(user), unit(item))
-    beta = (
-        0.0
-        if user_weight is None
-        else _lead(tf.einsum("bnh->bhn", user_weight)[:, None, :, :, None], 5)
-    )
-    weights = drop(masked_softmax(affinity + beta, user_real, -2))
-    user_values = _bounded(user_values)
-    gram = tf.einsum("bnhd,bkhd->bhnk", user_values, user_values)
-    # <Q̃_j, w_j> = Σ_i A_ij <v_i, w_j> and |Q̃_j|² = Σ_ik A_ij A_kj <v_i, v_k>: Q̃ itself,
-    # C·m·d numbers a user, is never made.
-    match = _cosine(
-        tf.reduce_sum(weights * dots(user_values, unit(item_values)), -2),
-        tf.reduce_sum(weights * tf.einsum("bhnk,bchkm->bchnm", gram, weights), -2),
-    )
-    logits = (
-        0.0 if item_weight is None else _lead(tf.einsum("...mh->...hm", item_weight), 4)
-    )
-    omega = masked_softmax(logits + tf.zeros_like(match), item_real[..., 0, :], -1)
-    known = tf.reduce_any(user_real, -2)
-    contributions = tf.where(known, omega * match, tf.zeros_like(match))
-    parts = {"A": weights, "contributions": contributions / match.shape[2]}
+    shape = tf.shape(item.weights)
+    flat = lambda x: tf.reshape(x, tf.concat([shape[:2], [-1], tf.shape(x)[4:]], 0))
+    apart = lambda x: tf.reshape(x, tf.concat([tf.shape(x)[:2], shape[2:4], [-1]], 0))
+    # [B, h, C·m, n]: one large product a user, whether candidates are shared or not.
+    keys = user.keys * _like(user.keys, focus)
+    affinity = tf.matmul(flat(item.keys), keys, transpose_b=True)
+    attention = drop(tf.nn.softmax(affinity + user.bias[:, :, None]))
+    # Q̃ is one product more; ⟨Q̃, w⟩ and ‖Q̃‖ without it, by Gram matrices, are two.
+    seen = tf.matmul(attention, user.values)
+    length = _norm(seen, user.floor) * flat(item.norms)
+    match = tf.reduce_sum(seen * flat(item.values), -1) / length
+    ways = [_Way(attention, apart(match), apart(length), item.weights[..., None])]
+    inner = None
+    if bidirectional or return_attention:
+        inner = apart(tf.matmul(flat(item.values), user.values, transpose_b=True))
     if bidirectional:
-        parts["contributions"] /= 2
-        parts |= _reverse(
-            affinity, user_values, item_values, user_real, item_real, dots, c, drop
-        )
-    score = sum(
-        tf.reduce_sum(value, (-2, -1))
-        for name, value in parts.items()
-        if name.endswith("contributions")
+        ways.append(_back(apart(affinity), inner, user, item, drop))
+    scale = _like(match, scale) / (len(ways) * user.keys.shape[1])
+    score = scale * sum(tf.reduce_sum(w.match * w.weights, (1, 3, 4)) for w in ways)
+    if not return_attention:
+        return score
+    ways[0] = ways[0]._replace(attention=apart(attention))
+    return score, _parts(ways, apart(seen), inner, user, item, scale)
+
+
+class _Way(NamedTuple):
+    """One direction of attention; all but the first broadcast against it."""
+
+    attention: tf.Tensor  # [B, h, C, m, n]
+    match: tf.Tensor  # s
+    length: tf.Tensor  # the product of the norms that s was divided by
+    weights: tf.Tensor  # ω
+
+
+def _back(affinity, inner, user, item, drop):
+    """User tokens attend over each item's. n is mostly larger than m, so K̃ is not made:
+    `‖K̃_i‖² = Σ_jl A'_ij A'_il ⟨w_j, w_l⟩`."""
+    attention = drop(tf.nn.softmax(affinity + item.bias[..., None], -2))
+    gram = tf.matmul(item.values, item.values, transpose_b=True)
+    square = tf.reduce_sum(attention * tf.matmul(gram, attention), -2, keepdims=True)
+    length = _root(square, item.floor[..., None]) * user.norms[:, :, None, None]
+    match = tf.reduce_sum(attention * inner, -2, keepdims=True) / length
+    return _Way(attention, match, length, user.weights[:, :, None, None])
+
+
+def _parts(ways, seen, inner, user, item, scale):
+    """What made a score, candidates before heads and user tokens before item tokens."""
+    vector = lambda x: tf.transpose(x, [0, 2, 1, 3])
+    matrix = lambda x: tf.transpose(x, [0, 2, 1, 4, 3])
+    pairs = sum(scale * w.weights * w.attention * inner / w.length for w in ways)
+    q_tilde = seen * user.size[..., None, None]
+    parts = {
+        "Q_tilde": tf.transpose(q_tilde, [0, 2, 1, 3, 4]),
+        "pair_contributions": tf.einsum("bhcmn->bcnm", pairs),
+    }
+    if len(ways) == 2:
+        k_tilde = tf.matmul(ways[1].attention, item.values, transpose_a=True)
+        k_tilde *= item.size[..., None]
+        parts["K_tilde"] = tf.transpose(k_tilde, [0, 2, 1, 3, 4])
+    user_real, item_real = (x.bias[:, :1] > LOW / 2 for x in (user, item))
+    real = tf.cast(user_real[:, :, None, None] & item_real[..., None], seen.dtype)
+    names = (
+        ("A", "s", "omega", "contributions"),
+        ("A_item", "s_user", "omega_user", "user_contributions"),
     )
-    return score, parts
+    for way, keys, axis in zip(ways, names, (-1, -2), strict=False):
+        weights = tf.broadcast_to(way.weights, tf.shape(way.match))
+        quantities = (way.match, weights, scale * weights * way.match)
+        parts[keys[0]] = matrix(way.attention * real)
+        parts |= {
+            key: vector(tf.squeeze(x, axis))
+            for key, x in zip(keys[1:], quantities, strict=True)
+        }
+    return parts
 
 
-def _reverse(affinity, user_values, item_values, user_real, item_real, dots, c, drop):
-    """The other direction: user tokens attend over the item's, all equally important."""
-    weights = drop(masked_softmax(affinity, item_real, -1))
-    item_values = _bounded(item_values)
-    gram = _lead(tf.einsum(f"{c}mhd,{c}khd->{c}hmk", item_values, item_values), 5)
-    match = _cosine(
-        tf.reduce_sum(weights * dots(unit(user_values), item_values), -1),
-        tf.reduce_sum(weights * tf.matmul(weights, gram), -1),
-    )
-    uniform = masked_softmax(tf.zeros_like(match), user_real[..., 0], -1)
-    known = tf.reduce_any(item_real, -1)
-    contributions = tf.where(known, uniform * match, tf.zeros_like(match))
-    return {"A_item": weights, "user_contributions": contributions / match.shape[2] / 2}
-
-
-def _bounded(values):
-    """Values `[.., t, h, d]` over their largest component, so that none overflows when
-    squared; the cosines that they go into do not change."""
-    top = tf.reduce_max(tf.abs(values), (-3, -1), keepdims=True)
-    empty = top < 1e-30
-    return values / tf.stop_gradient(tf.where(empty, tf.ones_like(top), top))
-
-
-def _cosine(dot, square):
-    return dot * tf.math.rsqrt(tf.maximum(square, TINY))
-
-
-def _lead(value, rank):
-    """Puts a user dimension of 1 before what all users share."""
-    return value[None] if value.shape.rank < rank else value
-
-
-def article_score(user, item, user_mask, item_mask, *, normalizer="l2"):
+def article_score(
+    user, item, user_mask, item_mask, *, normalizer="l2", return_attention=False
+):
     """The article's section 4 formulas, in the only reading in which all shapes agree.
 
     `A = QKᵀ / (a bᵀ)`, `Q̃ = AᵀQ`, `K̃ = AK`, `S = K̃Q̃ᵀ / (a bᵀ)`, `R = softmax_j(S)`,
     `F = QᵀR`; the scalar that ranks is `Σ_ij R_ij S_ij / n` over real tokens.
+
+    With `l2`, a positive factor on all tokens of a user, or of an item, changes nothing;
+    one on a single token leaves A as it is and changes S. With `softmax` every factor
+    changes A. There norms above 100 are brought to 100 and σ is never below 1e-6: without
+    bounds the formulas overflow on usual token norms. (Its gradients can still be beyond
+    what float16 holds, where the other mode's are not.)
 
     Args:
       user: `[B, n, d]`; item: `[B, C, m, d]` or `[C, m, d]`.
@@ -151,38 +223,138 @@ def article_score(user, item, user_mask, item_mask, *, normalizer="l2"):
         softmax of their squares over real tokens, the article's σ.
 
     Returns:
-      Scores `[B, C]` and a dict of `A`, `Q_tilde`, `K_tilde`, `S`, `R`, `F` and
-      `contributions` `[B, C, m]`, which sum to the score.
+      Scores `[B, C]`, 0 for a user or a candidate without any real token. With
+      `return_attention` also a dict of `A`, `S` and `R` `[B, C, n, m]`, `Q_tilde`
+      `[B, C, m, d]`, `K_tilde` `[B, C, n, d]`, `F` `[B, C, d, m]`, and of `contributions`
+      `[B, C, m]` and `pair_contributions` `[B, C, n, m]`, which sum to the score.
     """
-    lead = "bc" if item.shape.rank == 4 else "c"
-    user = tf.where(user_mask[..., None], user, tf.zeros_like(user))
-    item = tf.where(item_mask[..., None], item, tf.zeros_like(item))
-    mask = _lead(item_mask, 3)
-    a = _normalizer(user, user_mask, normalizer)[:, None, :, None]
-    b = _lead(_normalizer(item, item_mask, normalizer), 3)[:, :, None, :]
-    both = user_mask[:, None, :, None] & mask[:, :, None, :]
-    divide = lambda value: tf.where(both, value / (a * b), tf.zeros_like(value))
-    attention = divide(tf.einsum(f"bnd,{lead}md->bcnm", user, item))
-    q_tilde = tf.einsum("bcnm,bnd->bcmd", attention, user)
-    k_tilde = tf.einsum(f"bcnm,{lead}md->bcnd", attention, item)
-    similarity = divide(tf.einsum("bcnd,bcmd->bcnm", k_tilde, q_tilde))
-    weights = masked_softmax(similarity, both, axis=-1)
-    count = tf.cast(tf.math.count_nonzero(user_mask, -1), tf.float32)[:, None, None]
-    contributions = tf.math.divide_no_nan(tf.reduce_sum(weights * similarity, -2), count)
-    return tf.reduce_sum(contributions, -1), {
-        "A": attention,
-        "Q_tilde": q_tilde,
-        "K_tilde": k_tilde,
+    if item.shape.rank == 3:
+        item, item_mask = item[None], item_mask[None]
+    normalize = {"l2": _lengths, "softmax": _softmax_of_lengths}[normalizer]
+    q, a, q_size = normalize(user, user_mask)
+    k, b, k_size = normalize(item, item_mask)
+    # [B, C, m, n] within: one large product a user.
+    shape = tf.shape(k)
+    flat = lambda x: tf.reshape(x, [shape[0], -1, x.shape[-1]])
+    dots = lambda x, y: tf.reshape(
+        tf.matmul(flat(x), y, transpose_b=True),
+        [tf.shape(y)[0], shape[1], shape[2], tf.shape(y)[1]],
+    )
+    a, b = a[..., None], b[..., None]
+    attention = dots(k / b, q / a)
+    # S = A K Qᵀ A / (a bᵀ), taken from the side where the product is m×m, not n×d.
+    inner = tf.matmul(dots(k, q), attention, transpose_b=True)
+    inner /= tf.linalg.matrix_transpose(b)
+    similarity = tf.matmul(attention, inner, transpose_a=True) / a[:, None]
+    real = item_mask[:, :, None] & user_mask[:, None, :, None]
+    weights = _masked_softmax(similarity, real, -1)
+    count = tf.maximum(tf.math.count_nonzero(user_mask, -1, dtype=q.dtype), 1.0)
+    pairs = weights * similarity / count[:, None, None, None]
+    score = tf.reduce_sum(pairs, (-2, -1))
+    if not return_attention:
+        return score
+    q, k = q * q_size, k * k_size
+    return score, {
+        "A": tf.linalg.matrix_transpose(attention),
+        "Q_tilde": tf.matmul(attention, q[:, None]),
+        "K_tilde": tf.matmul(attention, k, transpose_a=True),
         "S": similarity,
         "R": weights,
-        "F": tf.einsum("bnd,bcnm->bcdm", user, weights),
-        "contributions": contributions,
+        "F": tf.matmul(q[:, None], weights, transpose_a=True),
+        "contributions": tf.reduce_sum(pairs, -2),
+        "pair_contributions": pairs,
     }
 
 
-def _normalizer(tokens, mask, normalizer):
-    """a or b, `[.., t]`: never 0, so that it can be divided by."""
-    square = tf.reduce_sum(tf.square(tokens), -1)
-    if normalizer == "softmax":
-        square = masked_softmax(square, mask, -1)
-    return tf.sqrt(tf.maximum(square, TINY))
+def _lengths(tokens, mask):
+    """Tokens over their size, a or b `[.., t]`, and the size."""
+    tokens, floor, size = _bounded(tokens, mask)
+    return tokens, _norm(tokens, floor), size
+
+
+def _softmax_of_lengths(tokens, mask):
+    """The same by the article's σ, which a size would change: tokens as they are."""
+    tokens, floor, size = _bounded(tokens, mask)
+    # Not `norm * size`, which may overflow; up to `_LONGEST` the factor is exactly `size`.
+    tokens *= tf.minimum(size, _LONGEST / _norm(tokens, floor)[..., None])
+    sigma = _masked_softmax(tf.reduce_sum(tf.square(tokens), -1), mask, -1)
+    return tokens, tf.sqrt(tf.maximum(sigma, _LEAST)), tf.ones_like(size)
+
+
+def by_chunks(score: Callable[[Any], tf.Tensor], item: Any, axis: int, size: int):
+    """`score(item)`, a few candidates at a time, so that memory is bounded by `size`.
+
+    Args:
+      score: Gives `[B, C']` for a part of `item`.
+      item: A tensor or a nest of them, with the C candidates on `axis`.
+      size: Candidates a step; the last step may have fewer.
+    """
+    first = tf.nest.flatten(item)[0]
+    count = tf.shape(first)[axis]
+    width = tf.minimum(size, count)
+    # Outside the loop, where XLA can see that the size of a step is a constant.
+    offsets = tf.range(width)
+
+    def step(i, found):
+        # The last step goes over its last candidate again; what is too much is cut off.
+        rows = tf.minimum(i * width + offsets, count - 1)
+        part = tf.nest.map_structure(lambda x: tf.gather(x, rows, axis=axis), item)
+        return i + 1, found.write(i, tf.transpose(score(part)))
+
+    # Once at least: what nothing was written to has no shape.
+    steps = tf.maximum(1, -(-count // tf.maximum(width, 1)))
+    dtype = tf.float64 if first.dtype == tf.float64 else tf.float32
+    found = tf.TensorArray(dtype, steps, element_shape=[None, None])
+    more = lambda i, _: i < steps
+    _, found = tf.while_loop(more, step, (0, found), parallel_iterations=1)
+    return tf.transpose(found.concat()[:count])
+
+
+def _bounded(tokens, mask):
+    """Each set `[.., t, d]` over its size, so that no square overflows or vanishes.
+
+    Returns:
+      The tokens, 0 at padding (not even a NaN passes from there), the floor `[.., 1]` of
+      norms in that measure, and the size `[.., 1, 1]`, the set's largest component.
+    """
+    smallest = _SMALLEST.get(tokens.dtype, 1e-12)
+    if tokens.dtype != tf.float64:
+        tokens = tf.cast(tokens, tf.float32)
+    tokens = tf.where(mask[..., None], tokens, tf.zeros_like(tokens))
+    size = tf.reduce_max(tf.abs(tokens), (-2, -1), keepdims=True)
+    size = tf.stop_gradient(tf.maximum(size, 1e-12))
+    return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size
+
+
+def _norm(vectors, floor):
+    return _root(tf.reduce_sum(tf.square(vectors), -1), floor)
+
+
+def _root(square, floor):
+    """Below the floor constant: at 0 the gradient of a root is infinite."""
+    return tf.sqrt(tf.maximum(square, tf.square(floor)))
+
+
+def _times(tokens, kernel):
+    return tf.tensordot(tokens, _like(tokens, kernel), 1)
+
+
+def _like(x, value):
+    """`value` in the dtype of `x`; a Python number does not pass through float32."""
+    return tf.cast(tf.convert_to_tensor(value, dtype_hint=x.dtype), x.dtype)
+
+
+def _by_head(x, heads):
+    """`[b, .., t, h·e]` to `[b, h, .., t, e]`."""
+    if heads == 1:
+        return x[:, None]
+    x = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [heads, x.shape[-1] // heads]], 0))
+    return tf.transpose(
+        x, [0, x.shape.rank - 2, *range(1, x.shape.rank - 2), x.shape.rank - 1]
+    )
+
+
+def _masked_softmax(logits, mask, axis):
+    """Softmax over the real entries; 0 everywhere where there is none."""
+    weights = tf.nn.softmax(tf.where(mask, logits, LOW), axis)
+    return tf.where(mask, weights, tf.zeros_like(weights))
