@@ -17,7 +17,7 @@ class TextTokens(tf_keras.layers.Layer):
 
     Args:
       dim: Width of a token.
-      dropout: On the components of the hidden states.
+      dropout: On the components of the tokens, or of the hidden state in `project`.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0, **kwargs):
@@ -46,14 +46,17 @@ class TextTokens(tf_keras.layers.Layer):
         self.scale.assign(1 / max(float(np.std(means - means.mean(0))), 1e-6))
 
     def project(self, hidden, training=None):
-        """`[.., width]` to `[.., dim]`; linear, so the mean of tokens is the token of the
-        mean."""
+        """`[.., width]` to `[.., dim]`; but for dropout linear, so that the mean of tokens
+        is the token of the mean."""
         hidden = (tf.cast(hidden, tf.float32) - self.centre) * self.scale
         return self._project(self._dropout(hidden, training=training))
 
     def call(self, inputs, training=None):
         hidden, mask = inputs
-        return self.project(hidden, training=training), mask
+        # The same as `project`, with all that is as wide as BERT done by one product.
+        centre = self._project(self.centre[None])
+        tokens = (self._project(tf.cast(hidden, tf.float32)) - centre) * self.scale
+        return self._dropout(tokens, training=training), mask
 
     def get_config(self):
         return {**super().get_config(), "dim": self.dim, "dropout": self.dropout}
