@@ -156,7 +156,7 @@ class Loss(_Section):
       rejected: Items of the window without a positive label that join the shortlist.
       hard_negatives: Candidates on a training shortlist beside the positive, the ones
         that the retrieval ranks highest.
-      ranked_targets: Targets of an example that also train the ranking.
+      ranked_targets: Targets of a step, per replica, that also train the ranking.
       temperature: Initial divisor of the pooled cosine; it is trained.
     """
 
@@ -166,9 +166,9 @@ class Loss(_Section):
     negatives: int = pydantic.Field(2048, ge=0)
     logq: bool = True
     group: Positive = 256
-    hard_negatives: Positive = 31
+    hard_negatives: Positive = 15
     rejected: int = pydantic.Field(4, ge=0)
-    ranked_targets: Positive = 4
+    ranked_targets: Positive = 64
     temperature: float = pydantic.Field(0.07, gt=0)
 
 

@@ -1,7 +1,7 @@
 """Towers, scorer and losses in one `tfrs.Model`, and `build`, which reads the config.
 
-Letters: I items, B examples, W events of a window, T targets, R ranked targets of an
-example, C candidates, n user tokens, m item tokens, d width.
+Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
+step, C candidates, n user tokens, m item tokens, d width.
 """
 
 from collections.abc import Mapping
@@ -325,19 +325,23 @@ class Recommender(tfrs.Model):
     def _ranking(self, batch, items, at, pooled, user_tokens, query, taken, training):
         settings = self.settings
         pick = self._ranked_targets(batch["weight"])
-        choose = lambda value: tf.reshape(
-            tf.gather(value, pick, batch_dims=1), (-1, *value.shape[2:])
-        )
+        who = pick[:, 0]
+        own = lambda value: tf.gather(value, who)
         tokens, mask, prefix = user_tokens
-        seen = tf.gather(batch["target_seen"], pick, batch_dims=1)
-        tokens, mask = self.user_tower.known(tokens, mask, prefix, seen)
-        flat = lambda value: tf.reshape(value, tf.concat([[-1], tf.shape(value)[2:]], 0))
-        user = UserState(choose(query), flat(tokens), flat(mask))
-        target, weight = choose(at["target"]), choose(batch["weight"])
-        list_, real, reached = self._shortlist(
-            user.query, pooled, target, tf.repeat(taken, pick.shape[1], axis=0)
+        seen = tf.gather_nd(batch["target_seen"], pick)[:, None]
+        tokens, mask = self.user_tower.known(own(tokens), own(mask), prefix, seen)
+        user = UserState(tf.gather_nd(query, pick), tokens[:, 0], mask[:, 0])
+        target, weight = (
+            tf.gather_nd(value, pick) for value in (at["target"], batch["weight"])
         )
-        list_, real = self._with_rejected(list_, real, batch, at, pick.shape[1])
+        list_, real, reached = self._shortlist(user.query, pooled, target, own(taken))
+        list_, real = self._with_rejected(
+            list_,
+            real,
+            own(batch["history"]),
+            own(batch["history_feedback"]),
+            own(at["history"]),
+        )
         scores = self._score_shortlist(user, items, pooled, list_, training)
         ranking = tasks.listwise(scores, real)
         # A target that the retrieval does not bring to the scorer is nothing to rank; with
@@ -345,16 +349,18 @@ class Recommender(tfrs.Model):
         handed = weight * tf.cast(reached, tf.float32)
         total = settings.ranking * self._mean("ranking", ranking, handed)
         logits = self.feedback(user.query, tf.gather(pooled, target), scores[:, 0])
-        label = choose(batch["target_feedback"])
+        label = tf.gather_nd(batch["target_feedback"], pick)
         feedback = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         return total + settings.feedback * self._mean("feedback", feedback, weight)
 
     def _ranked_targets(self, weight):
-        """`[B, R]`: positions of the targets of each example that train the ranking."""
-        count = min(self.settings.ranked_targets, weight.shape[1])
+        """`[R, 2]`: example and place in it of the targets that train the ranking."""
+        count = min(self.settings.ranked_targets, weight.shape.num_elements())
         seed = tf.stack([tf.cast(self.seed, tf.int64) + 1, self.steps])
         chance = tf.random.stateless_uniform(tf.shape(weight), seed)
-        return tf.math.top_k(tf.where(weight > 0, chance, -1.0), count).indices
+        chance = tf.reshape(tf.where(weight > 0, chance, -1.0), [-1])
+        place = tf.math.top_k(chance, count).indices
+        return tf.stack([place // weight.shape[1], place % weight.shape[1]], 1)
 
     def _shortlist(self, query, pooled, target, taken):
         """What the scorer would be handed: the target, and some of the items that the
@@ -378,21 +384,17 @@ class Recommender(tfrs.Model):
         reached = own >= best[:, -1]
         return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1), reached
 
-    def _with_rejected(self, list_, real, batch, at, each):
-        """Adds the last items of the window that the user turned down."""
-        count = min(self.settings.rejected, batch["history"].shape[1])
+    def _with_rejected(self, list_, real, history, label, at):
+        """Adds the last items of the window, `[R, W]`, that the user turned down."""
+        count = min(self.settings.rejected, history.shape[1])
         if not count:
             return list_, real
-        label = batch["history_feedback"]
         liked = tf.reduce_any(label[..., None] == self.positives, -1)
         place = tf.range(1, tf.shape(label)[1] + 1)
-        rank = tf.where(~liked & (batch["history"] >= 0), place, 0)
+        rank = tf.where(~liked & (history >= 0), place, 0)
         last, where = tf.math.top_k(rank, count)
-        more = tf.gather(at["history"], where, batch_dims=1)
-        return (
-            tf.concat([list_, tf.repeat(more, each, axis=0)], 1),
-            tf.concat([real, tf.repeat(last > 0, each, axis=0)], 1),
-        )
+        more = tf.gather(at, where, batch_dims=1)
+        return tf.concat([list_, more], 1), tf.concat([real, last > 0], 1)
 
     def _score_shortlist(self, user, items, pooled, list_, training):
         unique, index = tf.unique(tf.reshape(list_, [-1]))
