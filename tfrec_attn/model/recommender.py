@@ -228,7 +228,6 @@ class Recommender(tfrs.Model):
         tokens = self._user_tokens(vectors, at["history"], batch, training)
         query = self._queries(tokens, batch)
         taken = self._taken(batch["user"], items)
-        each = batch["target"].shape[1]
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
         weight = flat(batch["weight"])
         losses = self.retrieval(
@@ -237,7 +236,7 @@ class Recommender(tfrs.Model):
             pooled=pooled,
             target=flat(at["target"]),
             negatives=at["negatives"],
-            taken=tf.repeat(taken, each, axis=0),
+            taken=taken,
             real=weight > 0,
             frequency=self.frequency,
         )

@@ -57,38 +57,31 @@ class Retrieval(tf_keras.layers.Layer):
           pooled: `[U, d]` their unit vectors.
           target: `[n]` where each target is among `items`.
           negatives: `[K]` where the negatives are among `items`.
-          taken: `[n, U]` True where an item is a positive of the target's user, so no
-            negative.
+          taken: `[B, U]` True where an item is a positive of a user, so no negative; the
+            targets of each of the B users stand together, n / B each.
           real: `[n]` False where a target is padding, so no candidate.
           frequency: `[I]` share of each item row among the training targets.
 
         Returns:
           `[n]` float32; where `real` is False a number without meaning.
         """
-        groups = [slice(i, i + self.group) for i in range(0, query.shape[0], self.group)]
-        return tf.concat(
-            [
-                self._group(
-                    query[g],
-                    items,
-                    pooled,
-                    target[g],
-                    negatives,
-                    taken[g],
-                    real[g],
-                    frequency,
-                )
-                for g in groups
-            ],
-            0,
-        )
+        each = query.shape[0] // taken.shape[0]
+        losses = []
+        for start in range(0, query.shape[0], self.group):
+            g = slice(start, min(start + self.group, query.shape[0]))
+            at = tf.concat([target[g], negatives], 0)
+            # Few users own a group's targets: columns first, rows after.
+            owner = np.arange(g.start, g.stop) // each
+            theirs = tf.gather(taken[owner[0] : owner[-1] + 1], at, axis=1)
+            own = tf.gather(theirs, owner - owner[0])
+            losses.append(self._group(query[g], items, pooled, at, own, real[g], frequency))
+        return tf.concat(losses, 0)
 
-    def _group(self, query, items, pooled, target, negatives, taken, real, frequency):
-        at = tf.concat([target, negatives], 0)
+    def _group(self, query, items, pooled, at, taken, real, frequency):
         ids = tf.gather(items, at)
-        drawn = tf.fill(tf.shape(negatives), True)
-        usable = tf.concat([real, drawn], 0) & ~tf.gather(taken, at, axis=1)
-        own = tf.eye(tf.shape(target)[0], tf.shape(at)[0]) > 0
+        drawn = tf.fill(tf.shape(at) - tf.shape(real), True)
+        usable = tf.concat([real, drawn], 0) & ~taken
+        own = tf.eye(tf.shape(real)[0], tf.shape(at)[0]) > 0
         return self.task(
             query * tf.exp(self.log_scale),
             tf.gather(pooled, at),
