@@ -225,12 +225,17 @@ def _hub_bert(name):
 
 def check_bert(place: Path) -> None:
     """Raises a ValueError that names what keeps a folder from being a usable BERT."""
-    _check_config(place / "config.json")
+    check_weights(place)
     if not (place / "vocab.txt").is_file():
         raise ValueError(
             f"{place}: vocab.txt is missing; the tokenizer in the graph is made from it. "
             "transformers' AutoTokenizer.from_pretrained(…).save_vocabulary(…) writes it."
         )
+
+
+def check_weights(place: Path) -> None:
+    """`check_bert` without the vocabulary: config.json, and weights beside it."""
+    _check_config(place / "config.json")
     if not any((place / name).is_file() for name in _WEIGHTS):
         raise ValueError(
             f"{place}: no weights that TensorFlow can read: {' or '.join(_WEIGHTS)} is "
@@ -238,6 +243,15 @@ def check_bert(place: Path) -> None:
             "A pytorch_model.bin becomes model.safetensors by save_pretrained in an "
             "environment with torch."
         )
+
+
+def fingerprint(place: Path) -> str:
+    """SHA-256 over the names and contents of a BERT's config.json and weights."""
+    total = hashlib.sha256()
+    for path in sorted(place.iterdir()):
+        if path.name in ("config.json", *_WEIGHTS) or path.suffix == ".safetensors":
+            total.update(f"{path.name} {_sha256(path)}\n".encode())
+    return total.hexdigest()
 
 
 def _check_config(path):

@@ -191,22 +191,30 @@ def _features(config: Config, table: catalog.Catalog, cache: Path | None):
     ids, cut = tokenizer(tf.constant(list(table.texts)), config.text.max_length)
     ids = ids.numpy()
     ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
+    hidden = _encoded(folder, ids, cache)
+    return features | _text(hidden, ids, tokenizer.pad_id, table), float(cut.numpy().mean())
+
+
+def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
+    """BERT's hidden states, `[N, m, width]` float16.
+
+    `cache` keeps them, and is believed while ids and weights are those it was made of.
+    """
+    weights = assets.fingerprint(folder)
     if cache is not None and cache.exists():
-        kept = np.load(cache)
-        if (
-            np.array_equal(kept["ids"], ids)
-            and str(kept["backbone"]) == config.text.backbone
-        ):
-            return features | _text(
-                kept["hidden"], ids, tokenizer.pad_id, table
-            ), cut.numpy().mean()
+        with np.load(cache) as kept:
+            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
+                return kept["hidden"]
     with tqdm(total=len(ids), desc="encoding texts", unit="text") as bar:
         hidden = bert_lib.encode(
             bert_lib.load(folder), ids, dtype=np.float16, progress=bar.update
         )
     if cache is not None:
-        np.savez(cache, ids=ids, hidden=hidden, backbone=config.text.backbone)
-    return features | _text(hidden, ids, tokenizer.pad_id, table), float(cut.numpy().mean())
+        # Written beside and renamed: a run that is killed leaves no half of a file.
+        partial = cache.with_name(f"partial-{cache.name}")
+        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
+        partial.replace(cache)
+    return hidden
 
 
 def _text(hidden: np.ndarray, ids: np.ndarray, pad_id: int, table: catalog.Catalog):

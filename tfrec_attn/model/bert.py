@@ -11,7 +11,13 @@ import re
 import numpy as np
 import tensorflow as tf
 import tf_keras
-import transformers
+
+from tfrec_attn import assets
+from tfrec_attn.keras_binding import require_legacy_keras
+
+require_legacy_keras()
+
+import transformers  # noqa: E402
 
 _log = logging.getLogger(__name__)
 
@@ -84,9 +90,13 @@ def load(folder, *, trainable=False):
     Args:
       folder: As `save_pretrained` writes it.
       trainable: False freezes the weights and leaves dropout off.
+
+    Raises:
+      ValueError: The folder is no BERT with weights that TensorFlow reads, or a weight is
+        missing or of another shape than `config.json` says.
     """
     folder = pathlib.Path(folder)
-    _check_files(folder)
+    assets.check_weights(folder)
     with _without_known_messages():
         model, info = transformers.TFBertModel.from_pretrained(
             str(folder),
@@ -98,28 +108,6 @@ def load(folder, *, trainable=False):
         )
     _check_weights(folder, info)
     return Bert(model, trainable=trainable)
-
-
-def _check_files(folder):
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"{path} not found: a BERT folder holds config.json, vocab.txt and the weights "
-            "as model.safetensors or tf_model.h5. Check the path."
-        )
-    config = transformers.PretrainedConfig.get_config_dict(folder)[0]
-    if config.get("model_type") != "bert":
-        raise ValueError(
-            f"{path}: model_type must be 'bert': got {config.get('model_type')!r}. "
-            "Choose a BERT checkpoint."
-        )
-    names = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
-    if not any((folder / name).exists() for name in names):
-        raise ValueError(
-            f"{folder}: the weights must be model.safetensors or tf_model.h5: got "
-            f"{sorted(p.name for p in folder.iterdir())}. Convert others with "
-            "transformers' save_pretrained(folder, safe_serialization=True)."
-        )
 
 
 def _check_weights(folder, info):

@@ -9,14 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 import tf_keras
 
 from tfrec_attn.config import Config
+from tfrec_attn.keras_binding import require_legacy_keras
 from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
 from tfrec_attn.model.towers import ItemTower, UserTower, gap
+
+require_legacy_keras()
+
+import tensorflow_recommenders as tfrs  # noqa: E402
 
 
 class Features:

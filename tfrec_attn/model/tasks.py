@@ -6,10 +6,14 @@ n targets, U different items of a step, K negatives, C candidates, d width.
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_recommenders as tfrs
 import tf_keras
 
+from tfrec_attn.keras_binding import require_legacy_keras
 from tfrec_attn.labels import LABELS
+
+require_legacy_keras()
+
+import tensorflow_recommenders as tfrs  # noqa: E402
 
 
 class Retrieval(tf_keras.layers.Layer):
