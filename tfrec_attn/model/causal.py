@@ -9,7 +9,9 @@ class CausalBlock(tf_keras.layers.Layer):
 
     An event sees the profile and itself and the `length - 1` events before it; a profile
     token sees the profile up to itself. A learned bias for each distance stands in for
-    positions, so that a window of any width and the served history give the same result.
+    positions, so that where in a window an event stands does not matter. A stack of b
+    blocks reaches back over `b (length - 1)` events beside the last: a window that holds
+    fewer gives a like result, not the same.
 
     Inputs: tokens `[B, n, d]`, mask `[B, n]`, and P, the number of profile tokens.
     Output: `[B, n, d]`.

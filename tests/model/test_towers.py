@@ -1,0 +1,259 @@
+"""Towers: tokens and masks of rows, and users as of a moment."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_attn.model import encoders
+from tfrec_attn.model.towers import (
+    GAPS,
+    FeatureTokens,
+    ItemTower,
+    UserTower,
+    gap,
+    masked_mean,
+)
+
+DIM, LENGTH = 6, 3
+DAY = 86_400_000
+
+
+def shaken(layer):
+    """Moves every weight away from its start, as training does."""
+    draw = np.random.default_rng(7)
+    for variable in layer.trainable_variables:
+        variable.assign(variable + draw.normal(0, 0.3, variable.shape))
+    return layer
+
+
+def columns():
+    return {
+        "id": encoders.CategoryTokens(5, DIM),
+        "genres": encoders.CategoryTokens(7, DIM),
+        "year": encoders.NumberTokens([0.0, 1.0, 3.0], DIM),
+        "text": encoders.TextTokens(DIM),
+    }
+
+
+def features(rows=4):
+    draw = np.random.default_rng(3)
+    text = draw.normal(size=(rows, 3, 11)).astype(np.float32)
+    mask = np.arange(3) < np.array([3, 1, 2, 0])[:rows, None]
+    total = (text * mask[..., None]).sum(1)
+    made = {
+        "id": np.array([1, 5, 0, 0], np.int32)[:rows],
+        "genres": np.array([[1, 7], [2, 0], [0, 0], [0, 0]], np.int32)[:rows],
+        "year": np.array([0.5, np.nan, 2.0, np.nan], np.float32)[:rows],
+        "text": text,
+        "text_mask": mask,
+        "text_mean": total / np.maximum(mask.sum(1), 1)[:, None],
+    }
+    return {
+        name: tf.constant(value, tf.as_dtype(value.dtype)) for name, value in made.items()
+    } | {"text_mean": tf.constant(made["text_mean"], tf.float32)}
+
+
+def test_columns_stand_side_by_side():
+    layer = FeatureTokens(columns())
+    tokens, mask = layer(features())
+    assert tokens.shape == (4, 1 + 2 + 1 + 3, DIM)
+    assert mask.numpy().astype(int).tolist() == [
+        [1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_the_summary_is_the_sum_of_the_columns_means():
+    layer = FeatureTokens(columns())
+    tokens, mask = (value.numpy() for value in layer(features()))
+    want = np.zeros((4, DIM))
+    for row, start, stop in np.array(
+        [(r, *part) for r in range(4) for part in ((0, 1), (1, 3), (3, 4), (4, 7))]
+    ):
+        real = tokens[row, start:stop][mask[row, start:stop]]
+        want[row] += real.mean(0) if len(real) else 0
+    np.testing.assert_allclose(layer.summary(features()), want, atol=1e-5)
+    assert not want[3].any()
+
+
+def test_masked_mean_of_nothing_is_zero_whatever_stands_there():
+    tokens = tf.constant([[[3.0, 1.0], [5.0, 9.0]], [[np.nan, 1.0], [2.0, np.inf]]])
+    mask = tf.constant([[True, False], [False, False]])
+    np.testing.assert_array_equal(masked_mean(tokens, mask), [[3, 1], [0, 0]])
+
+
+def test_an_item_is_its_vector_and_its_tokens():
+    tower = ItemTower(columns())
+    tokens, mask = tower(features())
+    assert tokens.shape == (4, 1 + 7, DIM)
+    assert mask[:, 0].numpy().all()
+    np.testing.assert_array_equal(mask[:, 1:], tower.features(features())[1])
+    pooled = tower.pool(tower.vector(features())).numpy()
+    # An item of which nothing is known has no direction, and is finite.
+    np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), [1, 1, 1, 0], atol=1e-5)
+
+
+def test_what_stands_at_padding_changes_no_item():
+    tower, plain = ItemTower(columns()), features()
+    tower(plain)
+    noisy = {**plain, "text": tf.where(plain["text_mask"][..., None], plain["text"], 1e3)}
+    np.testing.assert_array_equal(tower.vector(noisy), tower.vector(plain))
+    for (got, mask), (want, _) in [(tower(noisy), tower(plain))]:
+        np.testing.assert_array_equal(got[mask], want[mask])
+
+
+def user_tower(profile=True, **changes):
+    settings = {"dim": DIM, "heads": 2, "blocks": 1, "length": LENGTH} | changes
+    tower = UserTower(columns() if profile else {}, **settings)
+    tower.query(
+        *_call(tower, history(1))[::2],
+        tf.zeros((1, 1), tf.int32),
+        tf.zeros((1, 1), tf.int32),
+    )
+    return shaken(tower)
+
+
+def history(n, start=0, rows=1, pad=0):
+    """Events `start` to `start + n` of one endless history, and padding."""
+    at = np.arange(start, start + n)
+    events = (
+        np.stack([np.random.default_rng(100 + i).normal(size=DIM) for i in at])
+        if n
+        else np.zeros((0, DIM))
+    )
+    wide = lambda value, fill: np.pad(
+        value, [(0, pad)] + [(0, 0)] * (value.ndim - 1), constant_values=fill
+    )
+    made = {
+        "events": wide(events, 9.0).astype(np.float32),
+        "mask": wide(np.ones(n, bool), False),
+        "feedback": wide(at % 5, 0).astype(np.int32),
+        "time": wide((at * at + 1) * DAY, 0).astype(np.int64),
+    }
+    return {k: np.tile(v[None], (rows, *[1] * v.ndim)) for k, v in made.items()}
+
+
+def _call(tower, past):
+    rows = past["events"].shape[0]
+    profile = features(rows) if tower.features else {}
+    return tower({"profile": profile, **{k: tf.constant(v) for k, v in past.items()}})
+
+
+def query(tower, past, seen, bucket=3):
+    tokens, _, prefix = _call(tower, past)
+    seen = tf.constant(seen)
+    return tower.query(tokens, prefix, seen, tf.fill(tf.shape(seen), bucket)).numpy()
+
+
+@pytest.mark.parametrize("profile", [True, False])
+@pytest.mark.parametrize("width", [0, 1, 4])
+def test_a_user_without_events_has_a_unit_vector(profile, width):
+    tower = user_tower(profile)
+    past = history(0, rows=2, pad=width)
+    tokens, mask, prefix = _call(tower, past)
+    assert int(prefix) == (8 if profile else 1)
+    found = query(tower, past, [[0], [0]])
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
+    known, real = tower.known(tokens, mask, prefix, tf.zeros((2, 1), tf.int32))
+    assert np.isfinite(known).all()
+    assert not real[:, :, int(prefix) :].numpy().any()
+    assert real[:, 0, int(prefix) - 1].numpy().all()  # the learned token is always real
+
+
+def test_profiles_tell_users_apart_and_users_without_one_are_alike():
+    found = query(user_tower(), history(2, rows=2), [[2], [2]])[:, 0]
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+    found = query(user_tower(profile=False), history(2, rows=2), [[2], [2]])[:, 0]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("seen", range(8))
+def test_a_query_sees_its_last_events_and_no_other(seen):
+    tower, past = user_tower(time=False), history(7)
+    plain = query(tower, past, [[seen]])
+    for at in range(7):
+        for name in ("events", "feedback"):
+            other = {k: v.copy() for k, v in past.items()}
+            value = past[name][0, at]
+            other[name][0, at] = value[::-1] if name == "events" else (value + 1) % 5
+            same = (query(tower, other, [[seen]]) == plain).all()
+            assert same == (not seen - LENGTH <= at < seen), (at, name)
+
+
+@pytest.mark.parametrize("seen", range(8))
+def test_the_time_of_a_later_event_changes_nothing(seen):
+    tower, past = user_tower(), history(7)
+    plain = query(tower, past, [[seen]])
+    other = {k: v.copy() for k, v in past.items()}
+    other["time"][0, seen:] += 1000 * DAY
+    np.testing.assert_array_equal(query(tower, other, [[seen]]), plain)
+    if seen > 1:  # the first event has no event to be away from
+        other["time"][0, seen - 1] += 1000 * DAY
+        assert (query(tower, other, [[seen]]) != plain).any()
+
+
+@pytest.mark.parametrize("seen", [1, 2, 3, 4, 7])
+def test_what_is_served_is_the_query_of_the_training_window(seen):
+    """The last events alone, with the time of the one before them; padding behind."""
+    tower = user_tower()
+    trained = query(tower, history(7), [[seen]])
+    start = max(0, seen - LENGTH - 1)
+    served = query(tower, history(seen - start, start, pad=2), [[seen - start]])
+    np.testing.assert_allclose(served, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize("seen", range(8))
+def test_known_is_the_profile_and_the_last_events(seen):
+    tower = user_tower()
+    tokens, mask, prefix = _call(tower, history(7, pad=2))
+    known, real = tower.known(tokens, mask, prefix, tf.constant([[seen]]))
+    p = int(prefix)
+    assert known.shape == (1, 1, p + LENGTH, DIM)
+    np.testing.assert_array_equal(known[0, 0, :p], tokens[0, :p])
+    np.testing.assert_array_equal(real[0, 0, :p], mask[0, :p])
+    want = tokens[0, p + max(0, seen - LENGTH) : p + seen]
+    np.testing.assert_array_equal(known[0, 0, p:][real[0, 0, p:]], want)
+    assert real[0, 0, p:].numpy().sum() == min(seen, LENGTH)
+
+
+def test_known_leaves_out_masked_events():
+    tower, past = user_tower(), history(3)
+    past["mask"][0, 1] = False
+    tokens, mask, prefix = _call(tower, past)
+    _, real = tower.known(tokens, mask, prefix, tf.constant([[3]]))
+    assert real[0, 0, int(prefix) :].numpy().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [
+        (0, 1),
+        (0.5, 1),
+        (0.999, 1),
+        (1, 2),
+        (2.9, 2),
+        (3, 3),
+        (6.9, 3),
+        (7, 4),
+        (-5, 1),
+        (2**40, GAPS - 1),
+    ],
+)
+def test_gaps_double(seconds, bucket):
+    later = DAY + int(seconds * 1000)
+    assert gap(tf.constant([DAY], tf.int64), tf.constant([later], tf.int64)) == [bucket]
+
+
+@pytest.mark.parametrize(("earlier", "later"), [(0, DAY), (DAY, 0), (0, 0)])
+def test_an_unknown_time_has_a_bucket_of_its_own(earlier, later):
+    assert gap(tf.constant([earlier], tf.int64), tf.constant([later], tf.int64)) == [0]
+
+
+def test_time_off_reads_no_time():
+    tower, past = user_tower(time=False), history(5)
+    other = {**past, "time": past["time"] * 3 + 1}
+    np.testing.assert_array_equal(
+        query(tower, past, [[4]], bucket=1), query(tower, other, [[4]], bucket=7)
+    )
