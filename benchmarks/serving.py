@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 NAME = "benchmarks/serving.py"
+MEASURED = "measured"
 WARM_UP = 20
 CLIENTS = (1, 8)
 # Set in each client's process by `meet`: a barrier is inherited, not sent.
@@ -139,7 +140,7 @@ def row(path: str, clients: int, times: list[np.ndarray], span: float, count: in
 @contextlib.contextmanager
 def server(model: Path) -> Iterator[tuple[str, str]]:
     """The command as a process; yields its gRPC and REST targets once it is ready."""
-    flags = ["--model_base_path", str(model), "--model_name", "measured"]
+    flags = ["--model_base_path", str(model), "--model_name", MEASURED]
     process = subprocess.Popen(
         [sys.executable, "-m", "tfrec_attn.serve", *flags, "--port=0", "--rest_api_port=0"],
         stdout=subprocess.PIPE,
@@ -163,7 +164,7 @@ def wait_until_ready(target: str) -> None:
     from tfrec_attn.serve.client import Client, ServerError
 
     end = time.monotonic() + START_LIMIT
-    with Client(target, "measured") as client:
+    with Client(target, MEASURED) as client:
         while True:
             try:
                 client.metadata()
@@ -197,7 +198,7 @@ def one_client(target: str, args: argparse.Namespace, first: int):
     """One client's calls, in a process of its own."""
     from tfrec_attn.serve.client import Client
 
-    with Client(target, "measured", timeout=60) as client:
+    with Client(target, MEASURED, timeout=60) as client:
         client.metadata()
         _shared["barrier"].wait()
         return timed(lambda user: client.recommend(user, k=args.k), args, first)

@@ -206,11 +206,14 @@ class Index(_Section):
     Attributes:
       shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval
         alone.
-      max_k: Most items one request can ask for.
+      max_k: Most answers to one request; who asks for more gets these.
+      tokens: Dtype in which the export keeps the items' token matrices, the largest part
+        of it. `float16` halves them; scores are then those of the rounded tokens.
     """
 
     shortlist: int = pydantic.Field(100, ge=0)
     max_k: Positive = 100
+    tokens: Literal["float32", "float16"] = "float32"
 
 
 class Config(_Section):

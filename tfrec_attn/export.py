@@ -8,6 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+# Users whose answers are held against the model's before a version appears;
+# benchmarks/parity.py takes all of them, through a server.
+CHECKED = 64
+
 
 def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
@@ -15,29 +19,55 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
     Raises:
       ValueError: When the run is not finished, the version exists, or the answers differ.
     """
+    from tfrec_attn import runs
+    from tfrec_attn.serve import export, parity
 
-    from tfrec_attn import assets, runs
+    version = export.free_version(base, version)
+    model, prepared = runs.load(run_folder)
+    rows = np.unique(np.linspace(0, len(prepared.users) - 1, CHECKED).astype(int))
+    want = parity.trained(model, prepared, rows=rows)
+    graph = served(model, prepared)
+
+    def check(reloaded):
+        answer = reloaded.signatures["serving_default"](
+            **export.request(graph, want.users, want.k)
+        )
+        valid = answer["valid"].numpy()
+        pick = lambda name: [v[m] for v, m in zip(answer[name].numpy(), valid, strict=True)]
+        items = [[item.decode() for item in ids] for ids in pick("item_id")]
+        wrong = parity.compare(want, items, pick("score")).wrong
+        if wrong:
+            raise ValueError(
+                f"The exported model does not answer as the trained one, so it is not "
+                f"published: {len(wrong)} of {len(rows)} users differ; {wrong[0]}"
+            )
+
+    return export.write(graph, base, version, check=check)
+
+
+def served(model, prepared):
+    """The graph to export: the model, its index and what is known of every user."""
+    from tfrec_attn import assets
     from tfrec_attn.model import bert
     from tfrec_attn.model.tokenizer import WordPiece
-    from tfrec_attn.serve import export
+    from tfrec_attn.serve.index import Index
+    from tfrec_attn.serve.served import Served, TextEncoder
 
-    model, prepared = runs.load(run_folder)
     config = prepared.config
     encoder = None
     if "text" in prepared.item_features:
         folder = assets.backbone(config.text.backbone)
-        encoder = export.TextEncoder(WordPiece(folder), bert.load(folder))
+        encoder = TextEncoder(WordPiece(folder), bert.load(folder), config.text.max_length)
     past = prepared.events(np.arange(len(prepared.tables.interactions)))
-    features = {
-        name: value
-        for name, value in prepared.user_features.items()
-        if name in model.users.tensors
-    }
-    served = export.Served(
-        export.Index(model, shortlist=config.index.shortlist),
+    return Served(
+        Index(model, shortlist=config.index.shortlist, tokens=config.index.tokens),
         items=prepared.items,
         users=prepared.users,
-        user_features=features,
+        user_features={
+            name: value
+            for name, value in prepared.user_features.items()
+            if name in model.users.tensors
+        },
         history={
             "row_lengths": np.bincount(past.user, minlength=len(prepared.users)),
             "item": past.item,
@@ -45,41 +75,25 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
             "time": past.time,
         },
         length=config.examples.history,
-        max_length=config.text.max_length,
+        max_k=config.index.max_k,
         encoder=encoder,
     )
-    users = prepared.users.ids[:64]
-    asked = export.request(served, users)
-    trained = served.recommend(**asked)
-
-    def check(reloaded):
-        answer = reloaded.signatures["serving_default"](**asked)
-        for name, value in trained.items():
-            same = (
-                np.allclose(value, answer[name], atol=1e-5)
-                if value.dtype.is_floating
-                else (np.array_equal(value, answer[name]))
-            )
-            if not same:
-                raise ValueError(
-                    f"The reloaded model's {name} differs from the trained model's."
-                )
-
-    return export.write(served, base, version=version, check=check)
 
 
 def main(argv=None) -> int:
+    """Prints the folder of the new version; 2 if there is none."""
     parser = argparse.ArgumentParser(prog="tfrec_attn.export", description=__doc__)
-    parser.add_argument("--run", required=True, help="folder that tfrec_attn.train wrote")
-    parser.add_argument(
-        "--to", required=True, help="model folder, e.g. saved_models/movielens"
-    )
-    parser.add_argument("--version", type=int, help="the next free one by default")
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="folder that tfrec_attn.train wrote")
+    add("--to", type=Path, required=True, help="model folder, e.g. saved_models/movielens")
+    add("--version", type=int, help="the next free one by default")
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    # TensorFlow renames inner inputs that nobody sees, and says so at length.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        path = run(Path(args.run), Path(args.to), version=args.version)
+        path = run(args.run, args.to, version=args.version)
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.export: {error}", file=sys.stderr)
         return 2

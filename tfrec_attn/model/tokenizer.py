@@ -32,6 +32,7 @@ class WordPiece(tf.Module):
 
     Attributes:
       pad_id: Id that fills a row behind `[SEP]`; `ids != pad_id` is the mask.
+      vocabulary: The pieces by id.
       vocab_size: Number of entries in the vocabulary.
     """
 
@@ -41,6 +42,7 @@ class WordPiece(tf.Module):
         settings = _read_settings(folder)
         vocabulary = _read_vocabulary(folder)
         special = _special_tokens(folder, settings, vocabulary)
+        self.vocabulary = tuple(vocabulary)
         self.vocab_size = len(vocabulary)
         self.pad_id = vocabulary.index(special["pad_token"])
         self._cls_id = vocabulary.index(special["cls_token"])

@@ -1,6 +1,7 @@
 """From a user to answers: exact retrieval over all items, then re-ranking of a shortlist.
 
-Letters: B users, I items, C candidates, S shortlist, K answers, d width, m item tokens.
+Letters: B users, I items, C candidates, S shortlist, K answers, d width, n user tokens, m
+item tokens.
 """
 
 import tensorflow as tf
@@ -14,22 +15,32 @@ class Index(tf.Module):
     Args:
       model: The trained recommender.
       shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval alone.
-      dtype: Of the stored token matrices: float16 halves them.
+      tokens: Dtype of the stored token matrices. float16 halves them, and every score is
+        then that of the rounded tokens.
     """
 
-    def __init__(self, model, *, shortlist: int, dtype=tf.float16):
+    def __init__(self, model, *, shortlist: int, tokens: str = "float32"):
         super().__init__(name="index")
         matrices = model.encode_items()
         store = lambda value, name: tf.Variable(value, trainable=False, name=name)
-        self.model = model
+        # Tracked as variables only: of what it tracks Keras also saves traces of its own
+        # and the model's, which hold the features of all items as constants.
+        self.weights = list(model.variables)
+        self._model = lambda: model
         self.vector = store(matrices.vector, "item_vector")
         self.pooled = store(matrices.pooled, "item_pooled")
-        self.tokens = store(tf.cast(matrices.tokens, dtype), "item_tokens")
+        self.tokens = store(tf.cast(matrices.tokens, tokens), "item_tokens")
         self.mask = store(matrices.mask, "item_mask")
         self.shortlist = min(shortlist, self.pooled.shape[0])
 
+    @property
+    def model(self):
+        """The trained recommender."""
+        return self._model()
+
     def search(self, user, allowed, k):
-        """The best allowed items of each user.
+        """The best allowed items of each user. Of equal cosines or scores the first comes
+        first: by row in the shortlist, by place in the shortlist in the answer.
 
         Args:
           user: `UserState` of B users.
@@ -53,8 +64,34 @@ class Index(tf.Module):
         return tf.gather(rows, place, batch_dims=1), scores, scores > LEFT_OUT
 
     def score(self, user, rows):
-        """Ranking logits `[B, C]` of item rows `[B, C]`."""
-        take = lambda matrix: tf.gather(matrix, rows)
-        return self.model.rank(
-            user, take(self.pooled), tf.cast(take(self.tokens), tf.float32), take(self.mask)
-        )
+        """What ranks item rows `[B, C]`: logits, the cosine where there is no ranking."""
+        pooled = tf.gather(self.pooled, rows)
+        if not self.shortlist:
+            return tf.einsum("bd,bcd->bc", user.query, pooled)
+        return self.model.rank(user, pooled, *self._tokens(rows))
+
+    def explain(self, user, row):
+        """The score of one item `[B]` for each user, and what the scorer adds to it.
+
+        Returns:
+          `[B]` scores; contributions `[B, n, m]`, which with the retrieval's sum to the
+          score; attention `[B, n, m]`, the mean over heads.
+        """
+        tokens, mask = self._tokens(row[:, None])
+        inputs = {
+            "user": user.tokens,
+            "user_mask": user.mask,
+            "item": tokens,
+            "item_mask": mask,
+        }
+        _, parts = self.model.scorer(inputs, return_attention=True)
+        pairs, attention = parts["pair_contributions"][:, 0], parts["A"][:, 0]
+        if attention.shape.rank == 4:
+            attention = tf.reduce_mean(attention, 1)
+        if not self.shortlist:
+            pairs = tf.zeros_like(pairs)
+        return self.score(user, row[:, None])[:, 0], pairs, attention
+
+    def _tokens(self, rows):
+        tokens = tf.cast(tf.gather(self.tokens, rows), tf.float32)
+        return tokens, tf.gather(self.mask, rows)

@@ -1,0 +1,97 @@
+"""Strings of a request to rows and features, in the graph."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec_attn.data.catalog import MILLISECONDS_PER_YEAR
+
+
+class Lookup(tf.Module):
+    """Strings to rows: the row of each known key, `default` elsewhere."""
+
+    def __init__(self, keys, default: int = -1, name: str = "lookup"):
+        super().__init__(name=name)
+        rows = tf.range(len(keys), dtype=tf.int64)
+        self.table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(tf.constant(list(keys), tf.string), rows),
+            default,
+        )
+
+    def __call__(self, keys):
+        return tf.cast(self.table.lookup(keys), tf.int32)
+
+
+class Columns(tf.Module):
+    """The feature columns of items or users, one string a column and row; "" is missing.
+
+    Args:
+      columns: `catalog.Column` by name.
+      side: `item` or `user`; `item_genres` is the input of the column `genres`.
+    """
+
+    def __init__(self, columns, side: str):
+        super().__init__(name=f"{side}_columns")
+        # A dict of a tf.Module is tracked, and one of columns cannot be saved.
+        self._columns = lambda: columns
+        self.side = side
+        words = {n: ("", *c.vocabulary) for n, c in columns.items() if c.vocabulary}
+        self.rows = {n: Lookup(w, 0, f"{side}_{n}") for n, w in words.items()}
+        self.words = {
+            n: tf.Variable(list(w), trainable=False, name=f"{side}_{n}_words")
+            for n, w in words.items()
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, `item_genres` for the column `genres`."""
+        return [f"{self.side}_{name}" for name in self._columns()]
+
+    def parse(self, request):
+        """Features of `catalog.Catalog`, from `[B]` strings by input."""
+        return {
+            name: self._read(name, column, request[f"{self.side}_{name}"])
+            for name, column in self._columns().items()
+        }
+
+    def _read(self, name, column, text):
+        if column.kind == "category":
+            return self.rows[name](text)
+        if column.kind == "categories":
+            return self.rows[name](tf.strings.split(text, "|").to_tensor(""))
+        if column.kind == "embedding":
+            parts = tf.strings.split(text, " ").to_tensor("0", shape=(None, column.width))
+            return tf.strings.to_number(tf.where(parts == "", "0", parts))
+        value = tf.strings.to_number(tf.where(text == "", "nan", text), tf.float64)
+        if column.kind == "time":
+            value /= MILLISECONDS_PER_YEAR
+        return tf.cast(value, tf.float32)
+
+    def token_names(self, name, value):
+        """What the tokens of a column are called: `genres=Drama`, or `age`.
+
+        Args:
+          name: The column.
+          value: `[B]` or `[B, w]`, its feature.
+
+        Returns:
+          `[B, t]` strings.
+        """
+        if name not in self.words:
+            return tf.fill([tf.shape(value)[0], 1], name)
+        rows = value[:, None] if value.shape.rank == 1 else value
+        return tf.strings.join([f"{name}=", tf.gather(self.words[name], rows)])
+
+
+def prefer(given, stored, is_given):
+    """What the request says, else what is stored; `[B, w]` of unlike widths are padded."""
+    if given.shape.rank == 1:
+        return tf.where(is_given, given, stored)
+    width = tf.maximum(tf.shape(given)[1], tf.shape(stored)[1])
+    fill = lambda value: tf.pad(value, [[0, 0], [0, width - tf.shape(value)[1]]])
+    return tf.where(is_given[:, None], fill(given), fill(stored))
+
+
+def nothing(value: np.ndarray) -> np.ndarray:
+    """A row that says that nothing is known."""
+    fill = np.nan if value.dtype == np.float32 and value.ndim == 1 else 0
+    return np.full_like(value[:1], fill)
