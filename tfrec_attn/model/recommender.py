@@ -13,7 +13,6 @@ import tf_keras
 
 from tfrec_attn.config import Config
 from tfrec_attn.keras_binding import require_legacy_keras
-from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
 from tfrec_attn.model.towers import ItemTower, UserTower, gap
@@ -83,7 +82,6 @@ class Recommender(tfrs.Model):
       settings: Weights and sampling; see `config.Loss`.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
-      positives: Labels of what is a target.
       seed: Of all draws.
     """
 
@@ -100,7 +98,6 @@ class Recommender(tfrs.Model):
         positives_of: tf.RaggedTensor,
         settings,
         shortlist: int,
-        positives: tuple[int, ...],
         seed: int,
     ):
         super().__init__()
@@ -112,7 +109,7 @@ class Recommender(tfrs.Model):
         self.positives_of = positives_of
         self.settings = settings
         self.shortlist = max(shortlist, settings.hard_negatives)
-        self.positives, self.seed = tf.constant(positives), seed
+        self.seed = seed
         self.prior = self.add_weight(
             "prior", (), initializer=tf_keras.initializers.Constant(1.0)
         )
@@ -342,8 +339,8 @@ class Recommender(tfrs.Model):
             list_,
             real,
             own(batch["history"]),
-            own(batch["history_feedback"]),
             own(at["history"]),
+            own(taken),
         )
         scores = self._score_shortlist(user, items, pooled, list_, training)
         ranking = tasks.listwise(scores, real)
@@ -387,13 +384,14 @@ class Recommender(tfrs.Model):
         reached = own >= best[:, -1]
         return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1), reached
 
-    def _with_rejected(self, list_, real, history, label, at):
-        """Adds the last items of the window, `[R, W]`, that the user turned down."""
+    def _with_rejected(self, list_, real, history, at, taken):
+        """Adds the last items of the window, `[R, W]`, that the user turned down: those
+        that never were a positive, be it the target."""
         count = min(self.settings.rejected, history.shape[1])
         if not count:
             return list_, real
-        liked = tf.reduce_any(label[..., None] == self.positives, -1)
-        place = tf.range(1, tf.shape(label)[1] + 1)
+        liked = tf.gather(taken, at, batch_dims=1)
+        place = tf.range(1, tf.shape(history)[1] + 1)
         rank = tf.where(~liked & (history >= 0), place, 0)
         last, where = tf.math.top_k(rank, count)
         more = tf.gather(at, where, batch_dims=1)
@@ -485,7 +483,6 @@ def build(
         positives_of=positives_of,
         settings=loss,
         shortlist=config.index.shortlist,
-        positives=tuple(LABELS.index(label) for label in config.examples.positives),
         seed=config.train.seed,
     )
 

@@ -1,0 +1,313 @@
+"""The whole model on a made-up shop: its loss over replicas and padding, its candidates."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfrec_attn import config as config_lib
+from tfrec_attn.data import batches, examples
+from tfrec_attn.data.catalog import Column
+from tfrec_attn.labels import LABELS
+from tfrec_attn.model import recommender
+
+ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 2
+# No dropout; all targets rank all items, so that nothing depends on a draw.
+SETTINGS = {
+    "examples": {"history": LENGTH, "targets": TARGETS, "positives": LABELS[:3]},
+    "model": {"dim": 8, "dropout": 0.0, "id_dropout": 0.0},
+    "scorer": {"dropout": 0.0},
+    "loss": {
+        "group": TARGETS,
+        "negatives": ITEMS,
+        "hard_negatives": ITEMS,
+        "rejected": 2,
+        "ranked_targets": 100,
+    },
+}
+# Only the retrieval, with fewer negatives than items.
+RETRIEVAL = {"ranking": 0.0, "feedback": 0.0, "negatives": 5}
+STRATEGY = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def events():
+    """Six different items a user; every label; some times are equal."""
+    draw = np.random.default_rng(0)
+    user = np.repeat(np.arange(USERS), 6)
+    item = np.concatenate([draw.permutation(ITEMS)[:6] for _ in range(USERS)])
+    time = draw.integers(1, 5, len(user)) * 86_400_000
+    label, weight = draw.integers(0, len(LABELS), len(user)), draw.random(len(user)) + 0.5
+    return examples.sort(user, item, time, label, weight)
+
+
+def shop():
+    """All training examples, and the positives of each user."""
+    past = events()
+    liked = past.take(np.flatnonzero(past.feedback < 3))
+    made = examples.make(past, liked, length=LENGTH, count=TARGETS)
+    sizes = np.bincount(liked.user, minlength=USERS)
+    return made, tf.RaggedTensor.from_row_lengths(liked.item, sizes)
+
+
+def build(**loss):
+    """The same weights each time, away from where training starts."""
+    draw, (made, positives) = np.random.default_rng(1), shop()
+    settings = config_lib.validate({**SETTINGS, "loss": {**SETTINGS["loss"], **loss}})
+    frequency = np.bincount(made.targets.item, minlength=ITEMS) / len(made.targets)
+    model = recommender.build(
+        settings,
+        items={
+            "id": np.where(frequency > 0, np.arange(1, ITEMS + 1), 0).astype(np.int32),
+            "kind": draw.integers(0, 4, ITEMS).astype(np.int32),
+        },
+        users={"age": np.append(draw.random(USERS - 1), np.nan).astype(np.float32)},
+        item_columns={"kind": Column("category", vocabulary=("a", "b", "c"))},
+        user_columns={"age": Column("number", knots=(0.0, 0.5, 1.0))},
+        frequency=frequency,
+        positives_of=positives,
+    )
+    model.warm_up()
+    for variable in model.trainable_variables:
+        variable.assign(draw.normal(0, 0.5, variable.shape).astype(np.float32))
+    return model
+
+
+def batch(index, **changes):
+    gathered = batches.gather(shop()[0], np.array(index))
+    return {name: tf.constant(value) for name, value in {**gathered, **changes}.items()}
+
+
+@functools.cache
+def model_and_step(mirrored=False, retrieval=False):
+    with (STRATEGY if mirrored else tf.distribute.get_strategy()).scope():
+        model = build(**RETRIEVAL if retrieval else {})
+
+    @tf.function
+    def step(part):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(part, training=True)
+        found = tape.gradient(loss, model.trainable_variables, unconnected_gradients="zero")
+        return loss, [tf.convert_to_tensor(g) for g in found]
+
+    return model, step
+
+
+def loss_and_gradients(given, **which):
+    """Summed over replicas, each of which has its share of the batch."""
+    model, step = model_and_step(**which)
+    strategy = model.distribute_strategy
+    replicas = strategy.num_replicas_in_sync
+    share = len(given["user"]) // replicas
+    parts = strategy.experimental_distribute_values_from_function(
+        lambda context: {
+            name: value[context.replica_id_in_sync_group * share :][:share]
+            for name, value in given.items()
+        }
+    )
+    loss, found = strategy.run(step, args=(parts if replicas > 1 else given,))
+    total = lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
+    return total(loss).numpy(), [total(g).numpy() for g in found]
+
+
+@pytest.mark.parametrize("retrieval", [True, False], ids=["retrieval", "all losses"])
+@pytest.mark.parametrize("index", [[0, 1, 2, 3], [4, 5, 6, -1], [0, 1, -1, -1]])
+def test_two_replicas_are_one(retrieval, index):
+    """Also where the targets are shared unequally, or one replica has none."""
+    given = batch(index)
+    want, wanted = loss_and_gradients(given, retrieval=retrieval)
+    found, gradients = loss_and_gradients(given, retrieval=retrieval, mirrored=True)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    model, _ = model_and_step(mirrored=True, retrieval=retrieval)
+    for variable, one, two in zip(
+        model.trainable_variables, wanted, gradients, strict=True
+    ):
+        scale = np.abs(one).max()
+        np.testing.assert_allclose(
+            two, one, rtol=1e-3, atol=1e-4 * scale + 1e-7, err_msg=variable.name
+        )
+    if not retrieval:
+        assert np.mean([np.abs(one).max() > 1e-6 for one in wanted]) > 0.9
+
+
+def test_the_loss_that_is_shown_is_that_of_the_whole_batch():
+    given, shown = batch([0, 1, 2, -1]), []
+    data = tf.data.Dataset.from_tensors(given).unbatch().batch(4, drop_remainder=True)
+    options = tf.data.Options()
+    off = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = off
+    for scope in (tf.distribute.get_strategy(), STRATEGY):
+        with scope.scope():
+            model = build(**RETRIEVAL)
+            model.compile(optimizer="sgd")
+        found = model.fit(data.with_options(options), verbose=0).history
+        shown.append({name: value[0] for name, value in found.items()})
+    assert shown[0]["loss"] == pytest.approx(shown[0]["retrieval"], rel=1e-5)
+    assert shown[1] == pytest.approx(shown[0], rel=1e-4)
+
+
+def test_padding_changes_nothing():
+    want, wanted = loss_and_gradients(batch([0, 1, 2]))
+    found, gradients = loss_and_gradients(batch([0, -1, 1, 2, -1, -1]))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    for one, two in zip(wanted, gradients, strict=True):
+        scale = np.abs(one).max()
+        np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+
+
+def test_what_stands_in_a_padded_target_changes_nothing():
+    model, given = build(**RETRIEVAL | {"group": 100}), batch([0, 1, 2, 3, 4])
+    real = given["weight"] > 0
+    assert not real.numpy().all()
+    other = {**given, "target": tf.where(real, given["target"], 5)}
+    other["target_seen"] = tf.where(real, given["target_seen"], 1)
+    other["target_feedback"] = tf.where(real, given["target_feedback"], 3)
+    np.testing.assert_allclose(
+        model.compute_loss(other), model.compute_loss(given), rtol=1e-6
+    )
+
+
+def test_a_weight_is_a_share_of_the_mean():
+    model, given = build(**RETRIEVAL), batch([0, 1, 2])
+    real = given["weight"].numpy() > 0
+    spot = [tuple(at) for at in np.argwhere(real)]
+    value = lambda weight: float(
+        model.compute_loss({**given, "weight": tf.constant(weight, tf.float32)})
+    )
+
+    def alone(at):
+        weight = np.where(real, 1e-7, 0.0)
+        weight[at] = 1.0
+        return value(weight)
+
+    weight = np.zeros(real.shape)
+    for n, at in enumerate(spot):
+        weight[at] = n + 1.0
+    want = sum(weight[at] * alone(at) for at in spot) / weight.sum()
+    assert len(spot) > 2
+    np.testing.assert_allclose(value(weight), want, rtol=1e-4)
+    np.testing.assert_allclose(value(7 * weight), want, rtol=1e-4)
+
+
+def test_blocks_of_items_are_one_block():
+    model = build()
+    whole = model.encode_items()
+    for block in (1, 5, ITEMS):
+        for part, want in zip(model.encode_items(block), whole, strict=True):
+            np.testing.assert_allclose(part, want, atol=1e-6)
+    assert whole.vector.shape == whole.pooled.shape == (ITEMS, 8)
+    assert whole.tokens.shape == (ITEMS, 3, 8)
+
+
+def lists(model, given):
+    """The candidates of every target as `_ranking` makes them, by watching its scorer."""
+    seen = {}
+    score = model._score_shortlist
+
+    def spy(user, items, pooled, list_, training):
+        seen["items"] = tf.gather(items, list_).numpy()
+        return score(user, items, pooled, list_, training)
+
+    real = []
+    listwise = recommender.tasks.listwise
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "_score_shortlist", spy)
+        patch.setattr(
+            recommender.tasks,
+            "listwise",
+            lambda s, m: real.append(m.numpy()) or listwise(s, m),
+        )
+        model.compute_loss(given)
+    pick = model._ranked_targets(given["weight"]).numpy()
+    target = given["target"].numpy()[tuple(pick.T)]
+    user = given["user"].numpy()[pick[:, 0]]
+    kept = given["weight"].numpy()[tuple(pick.T)] > 0
+    return [
+        (int(u), int(t), row[0], set(row[1:][mask[1:]]))
+        for u, t, row, mask, k in zip(
+            user, target, seen["items"], real[0], kept, strict=True
+        )
+        if k
+    ]
+
+
+@pytest.mark.parametrize("hard", [1, 4, ITEMS])
+def test_a_shortlist_begins_with_its_target_and_has_no_positive_behind(hard):
+    model, positives = build(hard_negatives=hard), shop()[1]
+    found = lists(model, batch(range(len(shop()[0]))))
+    assert len(found) == len(shop()[0].targets)
+    for user, target, first, others in found:
+        liked = set(positives[user].numpy())
+        assert first == target
+        assert target in liked
+        assert not others & liked
+        assert others == set(range(ITEMS)) - liked or hard < ITEMS
+        assert len(others) <= hard + 2
+
+
+def test_what_was_turned_down_is_ranked_unless_it_is_a_positive_too():
+    """The user turns down 9, then 4, then buys 4; 6 was liked."""
+    model = build(hard_negatives=1, rejected=3)
+    history = tf.constant([[9, 4, 6, -1]])
+    items = tf.range(ITEMS)
+    taken = tf.constant([[row in (4, 6) for row in range(ITEMS)]])
+    first = tf.constant([[4, 2]])
+    more, real = model._with_rejected(
+        first, tf.ones((1, 2), bool), history, tf.maximum(history, 0), taken
+    )
+    kept = tf.gather(items, more).numpy()[real.numpy()]
+    assert kept.tolist() == [4, 2, 9]
+
+
+@pytest.mark.parametrize("shortlist", [1, 3, ITEMS])
+def test_a_target_is_reached_if_it_is_among_the_best_of_what_is_left(shortlist):
+    model, draw = build(hard_negatives=1), np.random.default_rng(2)
+    model.shortlist = shortlist
+    query, pooled = draw.normal(size=(5, 8)), draw.normal(size=(ITEMS, 8))
+    target = np.array([0, 3, 5, 7, 12])
+    taken = draw.random((5, ITEMS)) < 0.3
+    taken[np.arange(5), target] = True
+    _, _, reached = model._shortlist(
+        *(tf.constant(v, tf.float32) for v in (query, pooled)),
+        tf.constant(target, tf.int32),
+        tf.constant(taken),
+    )
+    scores = query @ pooled.T
+    own = scores[np.arange(5), target]
+    ahead = ((scores > own[:, None]) & ~taken).sum(1)
+    assert reached.numpy().tolist() == (ahead < shortlist).tolist()
+
+
+def test_hard_negatives_are_drawn_from_the_shortlist():
+    model = build(hard_negatives=2)
+    model.shortlist = 4
+    draw = np.random.default_rng(3)
+    pooled = draw.normal(size=(ITEMS, 8)).astype(np.float32)
+    query, target = np.tile(pooled[:1], (500, 1)), np.zeros(500, np.int32)
+    taken = np.zeros((500, ITEMS), bool)
+    taken[:, 0] = True
+    list_, real, _ = model._shortlist(*map(tf.constant, (query, pooled, target, taken)))
+    best = 1 + np.argsort(-(pooled[1:] @ pooled[0]))[:4]
+    assert real.numpy().all()
+    assert set(list_[:, 1:].numpy().ravel()) == set(best)
+    assert (list_[:, 1] != list_[:, 2]).numpy().all()
+
+
+def test_no_more_targets_are_ranked_than_asked_and_padding_last():
+    model = build(ranked_targets=3)
+    weight = tf.constant([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
+    pick = model._ranked_targets(weight).numpy().tolist()
+    assert sorted(pick) == [[0, 1], [2, 0], [3, 0]]
+
+
+def test_each_step_draws_other_negatives_and_every_replica_the_same():
+    model, given = build(**RETRIEVAL), batch([0, 1, 2, 3])
+    drawn = []
+    for _ in range(3):
+        items, at = model._items_of_step(given)
+        drawn.append(tuple(sorted(tf.gather(items, at["negatives"]).numpy())))
+        half, of_half = model._items_of_step({k: v[:2] for k, v in given.items()})
+        assert tuple(sorted(tf.gather(half, of_half["negatives"]).numpy())) == drawn[-1]
+        model.steps.assign_add(1)
+    assert len(set(drawn)) == 3
+    assert all(len(set(one)) == 5 for one in drawn)
