@@ -5,36 +5,54 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from tfrec_attn import baselines
+from tfrec_attn.baselines import Events
 
 U, I = 7, 5  # noqa: E741 (items, as everywhere)
 
 
 def drawn(seed=0, n=19):
-    """`[N]` users and items; user 6 has no event, item 4 none, one pair repeats."""
+    """Events of which user 6 has none, item 4 none, and one pair repeats."""
     rng = np.random.default_rng(seed)
     user, item = rng.integers(6, size=n), rng.integers(4, size=n)
-    return np.append(user, user[0]), np.append(item, item[0])
+    return Events(np.append(user, user[0]), np.append(item, item[0]), U, I)
+
+
+def all_of(scores, events):
+    """The scores of all users' own histories, asked for in two batches of unequal sizes."""
+    history = baselines.interactions(events)
+    return np.concatenate([scores(history[:2]), scores(history[2:])])
 
 
 def test_random_scores_are_even_and_seeded():
-    scores = baselines.random(31, 37, seed=3)
+    events = Events([], [], 31, 37)
+    scores = all_of(baselines.random(events, seed=3), events)
     assert scores.shape == (31, 37)
     # 1147 uniform values; the standard error of their mean is 1/√12/√1147 = 0.0085.
     assert abs(scores.mean() - 0.5) < 4 * 0.0085
-    np.testing.assert_array_equal(scores, baselines.random(31, 37, seed=3))
-    assert np.any(scores != baselines.random(31, 37, seed=4))
+    again, other = (all_of(baselines.random(events, seed=seed), events) for seed in (3, 4))
+    np.testing.assert_array_equal(scores, again)
+    assert np.any(scores != other)
+    assert len(np.unique(scores[:, 0])) > 25
 
 
 def test_popularity_counts_events():
-    scores = baselines.popularity([2, 0, 2, 2], 3, 4)
+    events = Events([0, 1, 1, 1], [2, 0, 2, 2], 3, 4)
+    scores = all_of(baselines.popularity(events), events)
     np.testing.assert_array_equal(scores, [[1, 0, 3, 0]] * 3)
+
+
+def test_constant_scores_say_nothing():
+    events = Events([0], [0], 3, 4)
+    scores = all_of(baselines.constant(events), events)
+    np.testing.assert_array_equal(scores, np.zeros((3, 4)))
 
 
 def test_category_popularity_by_hand():
     """Items: 0 of a, 1 of a and b, 2 of b, 3 of b (no event), 4 of none."""
     membership = np.array([[1, 0], [1, 1], [0, 1], [0, 1], [0, 0]], bool)
     # User 0 took 0 and 1: 2 of a, 1 of b. User 1 took 2: 0 and 1. User 2 none.
-    scores = baselines.category_popularity([0, 0, 1], [0, 1, 2], membership, 3, prior=0.5)
+    events = Events([0, 0, 1], [0, 1, 2], 3, 5, membership)
+    scores = all_of(baselines.category_popularity(events, prior=0.5), events)
     # With half the average user (2/3, 2/3), over the 2 items each category has with events.
     rates = (np.array([[2, 1], [0, 1], [0, 0]]) + 1 / 3) / 2
     shares = rates / rates.sum(axis=1, keepdims=True)
@@ -43,8 +61,8 @@ def test_category_popularity_by_hand():
 
 
 def test_category_popularity_draws_lots_for_ties():
-    membership = np.ones((11, 1), bool)
-    scores = baselines.category_popularity([0], [0], membership, 3)
+    events = Events([0], [0], 3, 11, np.ones((11, 1), bool))
+    scores = all_of(baselines.category_popularity(events), events)
     assert len(np.unique(scores[0])) == 11
     assert np.argsort(scores[0]).tolist() != np.argsort(scores[1]).tolist()
     assert np.ptp(scores) < 1e-8
@@ -52,15 +70,18 @@ def test_category_popularity_draws_lots_for_ties():
 
 def test_category_popularity_without_a_single_event():
     none = np.zeros(0, np.int64)
-    scores = baselines.category_popularity(none, none, np.eye(5, 3, dtype=bool), 2)
+    events = Events(none, none, 2, 5, np.eye(5, 3, dtype=bool))
+    scores = all_of(baselines.category_popularity(events), events)
     assert np.all(np.isfinite(scores))
 
 
 @pytest.mark.parametrize("neighbours", [1, 2, 5])
 @pytest.mark.parametrize("shrink", [0.0, 3.0])
-def test_item_knn_by_loops(neighbours, shrink):
-    user, item = drawn(2, n=11)
-    taken = [{u for u, i in zip(user, item, strict=True) if i == j} for j in range(I)]
+def test_item_knn_by_loops(neighbours, shrink, monkeypatch):
+    monkeypatch.setattr(baselines, "BLOCK", 2)
+    events = drawn(2, n=11)
+    pairs = set(zip(events.user, events.item, strict=True))
+    taken = [{u for u, i in pairs if i == j} for j in range(I)]
     near = np.zeros((I, I))
     for j in range(I):
         for i in set(range(I)) - {j}:
@@ -73,22 +94,52 @@ def test_item_knn_by_loops(neighbours, shrink):
         [sum(near[j, i] for i in range(I) if u in taken[i]) for j in range(I)]
         for u in range(U)
     ]
-    scores = baselines.item_knn(user, item, U, I, neighbours=neighbours, shrink=shrink)
-    np.testing.assert_allclose(scores, want, rtol=1e-6)
+    scores = baselines.item_knn(events, neighbours=neighbours, shrink=shrink)
+    np.testing.assert_allclose(all_of(scores, events), want, rtol=1e-6)
 
 
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others():
-    user, item = drawn(1)
+    events = drawn(1)
     chosen = np.zeros((U, I))
-    chosen[user, item] = 1
+    chosen[events.user, events.item] = 1
     want = np.zeros((U, I))
     for j in range(I):
         others = np.delete(chosen, j, axis=1)
         fit = Ridge(alpha=1.7, fit_intercept=False).fit(others, chosen[:, j])
         want[:, j] = others @ fit.coef_
-    np.testing.assert_allclose(baselines.ease(user, item, U, I, l2=1.7), want, atol=1e-6)
+    np.testing.assert_allclose(
+        all_of(baselines.ease(events, l2=1.7), events), want, atol=1e-6
+    )
+
+
+def test_ease_of_too_many_items_is_refused(monkeypatch):
+    monkeypatch.setattr(baselines, "LARGEST_EASE", 4)
+    with pytest.raises(ValueError, match=r"at most 4 items. Received: 5"):
+        baselines.ease(drawn())
+
+
+def test_als_tells_two_circles_of_users_apart():
+    """Users 0-9 take items 0-4, users 10-19 items 5-9, each all but one of them."""
+    pytest.importorskip("implicit", reason="pip install 'tfrec-attn[baselines]'")
+    user, item = np.indices((20, 10)).reshape(2, -1)
+    own = user // 10 == item // 5
+    missing = own & (user % 5 == item % 5)
+    taken = own & ~missing
+    events = Events(user[taken], item[taken], 20, 10)
+    scores = all_of(baselines.als(events, factors=2), events).ravel()
+    assert scores[missing].min() > 0.4
+    assert np.abs(scores[~own]).max() < 0.1
 
 
 def test_prior_must_be_above_0():
     with pytest.raises(ValueError, match=r"prior must be above 0.*Received: 0"):
-        baselines.category_popularity([0], [0], np.eye(1, dtype=bool), 1, prior=0)
+        baselines.category_popularity(Events([0], [0], 1, 1, np.eye(1)), prior=0)
+
+
+def test_every_combination_of_a_grid_is_tried():
+    method = baselines.Method(baselines.als, {"factors": [1, 2], "alpha": [3]})
+    assert list(method.settings()) == [
+        {"factors": 1, "alpha": 3},
+        {"factors": 2, "alpha": 3},
+    ]
+    assert list(baselines.METHODS["popularity"].settings()) == [{}]

@@ -1,24 +1,23 @@
 """`python -m tfrec_attn.evaluate`: metrics of a trained run, beside baselines."""
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from tfrec_attn import baselines, metrics
+from tfrec_attn import baselines, comparison, metrics, ranking
+from tfrec_attn.data import examples
 from tfrec_attn.pipeline import Prepared
+
+KS = (5, 10, 20)
 
 
 def evaluate(
-    model,
-    prepared: Prepared,
-    fold: str,
-    *,
-    shortlist: int | None = None,
-    batch_size: int = 256,
+    model, prepared: Prepared, fold: str, *, shortlist: int | None = None
 ) -> dict[str, np.ndarray]:
     """Metrics of each user over the whole catalogue, items known of the user left out.
 
@@ -30,146 +29,142 @@ def evaluate(
       prepared: The run's data.
       fold: `validation` or `test`.
       shortlist: Items to re-rank; 0 is the retrieval alone; the config's by default.
-      batch_size: Queries a step.
 
     Returns:
       `ndcg@k`, `hit@k`, `mrr`, … each `[users with a target]`.
+
+    Raises:
+      ValueError: When the fold has no event with a label of `examples.positives`.
     """
-    import tensorflow as tf
-
-    from tfrec_attn.data import batches
-
-    queries = prepared.held_out(fold)
-    if not len(queries):
-        raise ValueError(
-            f"The {fold} fold has no event with a label of examples.positives."
-        )
+    queries = comparison.targets(prepared, fold)
     shortlist = prepared.config.index.shortlist if shortlist is None else shortlist
-    known = metrics.item_lists(
-        queries.history.user, queries.history.item, len(prepared.users)
-    )
-    matrices = model.encode_items()
-    ranks = []
-    for batch in batches.in_order(queries, batch_size):
-        user, target = batch["user"].numpy(), batch["target"].numpy()
-        left_out = [known.indices[slice(*known.indptr[u : u + 2])] for u in user]
-        blocked = np.zeros((len(user), len(prepared.items)), bool)
-        for row, items in zip(blocked, left_out, strict=True):
-            row[items] = True
-        state = _users(model, matrices, batch)
-        scores = np.where(blocked, -np.inf, _retrieve(state, matrices).numpy())
-        if shortlist:
-            best = np.argsort(-scores, 1, kind="stable")[:, :shortlist]
-            logits = _rank(model, state, matrices, tf.constant(best)).numpy()
-            # Above every cosine: what is re-ranked stays ahead of what is not.
-            logits = 1e6 + logits.astype(np.float64)
-            usable = np.isfinite(np.take_along_axis(scores, best, 1))
-            scores = scores.astype(np.float64)
-            np.put_along_axis(scores, best, np.where(usable, logits, -np.inf), 1)
-        ranks.append(metrics.ranks(scores, list(target), left_out))
-    found = metrics.ranked_metrics(
-        np.concatenate(ranks), list(queries.targets.item[:, None]), ks=(5, 10, 20)
-    )
-    return {name: _by_user(values, queries.user) for name, values in found.items()}
+    score = ranking.of_model(model, shortlist)
+    row = comparison.ask("model", score, queries, len(prepared.items), KS)
+    return comparison.by_user(row.per_query, queries)
 
 
-def _by_user(values: np.ndarray, user: np.ndarray) -> np.ndarray:
-    count = np.bincount(user)
-    return (np.bincount(user, values) / np.maximum(count, 1))[count > 0]
-
-
-def _users(model, matrices, batch):
-    import tensorflow as tf
-
-    profile = model.users.rows(batch["user"])
-    return model.users_at(
-        profile,
-        matrices.vector,
-        {
-            **{
-                name: batch[name]
-                for name in ("history", "history_feedback", "history_time")
-            },
-            "seen": tf.squeeze(batch["target_seen"], 1),
-            "time": tf.squeeze(batch["target_time"], 1),
-        },
-    )
-
-
-def _retrieve(state, matrices):
-    import tensorflow as tf
-
-    return tf.matmul(state.query, matrices.pooled, transpose_b=True)
-
-
-def _rank(model, state, matrices, rows):
-    import tensorflow as tf
-
-    take = lambda value: tf.gather(value, rows)
-    return model.rank_at(
-        state, take(matrices.pooled), take(matrices.tokens), take(matrices.mask)
-    )
-
-
-def reference(prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
-    """The same metrics of chance and of popularity, so that a figure can be judged."""
-    queries = prepared.held_out(fold)
-    users, items = len(prepared.users), len(prepared.items)
-    train = prepared.events(prepared.split.train)
-    known = metrics.item_lists(queries.history.user, queries.history.item, users)
+def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
+    """Mean metrics of the rows that cost little: chance, popularity, and the model."""
+    queries = comparison.targets(prepared, fold)
+    events = comparison.training_events(prepared, fold)
     scores = {
-        "random": baselines.random(users, items),
-        "popularity": baselines.popularity(train.item, users, items),
+        name: ranking.of_baseline(
+            baselines.METHODS[name].fit(events), prepared.label_is_positive
+        )
+        for name in ("random", "popularity")
     }
-    left_out = [known.indices[slice(*known.indptr[u : u + 2])] for u in queries.user]
-    targets = list(queries.targets.item[:, None])
-    table = {}
-    for name, matrix in scores.items():
-        found = metrics.ranked_metrics(
-            metrics.ranks(matrix[queries.user], targets, left_out), targets, ks=(5, 10, 20)
-        )
-        table[name] = metrics.summary(
-            {k: _by_user(v, queries.user) for k, v in found.items()}
-        )
-    return table
-
-
-def report(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
-    """Metrics by row of the table: baselines, retrieval alone, retrieval and ranking."""
-    table = reference(prepared, fold)
-    table["retrieval"] = metrics.summary(evaluate(model, prepared, fold, shortlist=0))
-    if prepared.config.index.shortlist:
-        table["retrieval + ranking"] = metrics.summary(evaluate(model, prepared, fold))
-    return table
+    scores["retrieval"] = ranking.of_model(model, 0)
+    if shortlist := prepared.config.index.shortlist:
+        scores["retrieval + ranking"] = ranking.of_model(model, shortlist)
+    found = {
+        name: comparison.ask(name, score, queries, events.n_items, KS)
+        for name, score in scores.items()
+    }
+    return {
+        name: metrics.summary(comparison.by_user(row.per_query, queries))
+        for name, row in found.items()
+    }
 
 
 def show(table: dict[str, dict[str, float]]) -> str:
-    """The table as text, a row a method."""
+    """Means as text, a row a method."""
+    from tfrec_attn import report
+
     columns = ("ndcg@10", "hit@10", "mrr", "ndcg@20", "hit@20")
-    lines = [f"{'':20}" + "".join(f"{c:>9}" for c in columns)]
-    lines += [
-        f"{name:20}" + "".join(f"{row[c]:9.4f}" for c in columns)
-        for name, row in table.items()
-    ]
-    return "\n".join(lines)
+    return report.table(
+        [
+            {"method": name, **{column: f"{row[column]:.4f}" for column in columns}}
+            for name, row in table.items()
+        ]
+    )
+
+
+def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
+    """Measures all rows and writes `evaluation.json`, `ranks.csv` and the report.
+
+    Args:
+      folder: That `tfrec_attn.train` wrote.
+      fold: `validation` or `test`.
+      ks: Lengths of the list; the one in the middle is that of the main table.
+
+    Returns:
+      What `evaluation.json` holds.
+
+    Raises:
+      ValueError: When the folder holds no trained model, or the fold no target.
+    """
+    from tfrec_attn import feedback_head, report, runs
+
+    ks = sorted(set(ks))
+    k = ks[len(ks) // 2]
+    model, prepared = runs.untrained(folder)
+    queries = comparison.targets(prepared, fold)
+    left_out: dict[str, str] = {}
+    rows = list(comparison.baseline_rows(prepared, fold, ks, k, left_out))
+    rows += comparison.model_rows(model, folder, prepared, fold, ks, k)
+    events = comparison.training_events(prepared, fold)
+    counts = np.bincount(events.item, minlength=events.n_items)
+    percentile = stats.rankdata(counts) / len(counts)
+    seen = queries.stop - examples.begins(queries.history, queries.user)
+    result = {
+        "run": folder.resolve().name,
+        "fold": fold,
+        "split": prepared.split.name,
+        "digest": prepared.split.digest,
+        "ks": ks,
+        "k": k,
+        "users": len(np.unique(queries.user)),
+        "queries": len(queries),
+        "items": events.n_items,
+        "protocol": report.protocol(prepared, fold, queries),
+        "rows": {
+            row.name: comparison.figures(row, rows[-1], queries, percentile, k)
+            for row in rows
+        },
+        "left_out": left_out,
+        "groups": {
+            "events of the user before the target": comparison.groups(
+                rows, seen, f"ndcg@{k}"
+            ),
+            "known events of the target item": comparison.groups(
+                rows, counts[queries.targets.item], f"ndcg@{k}"
+            ),
+        },
+        "feedback": feedback_head.measure(model, prepared, fold),
+    }
+    runs.write_json(folder / "evaluation.json", result)
+    comparison.write_ranks(rows, queries, prepared, folder / "ranks.csv")
+    report.write(result, folder)
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
+    p = argparse.ArgumentParser(prog="tfrec_attn.evaluate", description=__doc__)
+    p.add_argument("--run", required=True, help="folder that tfrec_attn.train wrote")
+    p.add_argument("--fold", default="test", choices=("validation", "test"))
+    p.add_argument(
+        "--k", type=int, nargs="+", default=list(KS), help="lengths of the list [5 10 20]"
+    )
+    return p
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="tfrec_attn.evaluate", description=__doc__)
-    parser.add_argument("--run", required=True, help="folder that tfrec_attn.train wrote")
-    parser.add_argument("--fold", default="test", choices=("validation", "test"))
-    args = parser.parse_args(argv)
+    """Prints the table and where the report is; 2 with the reason where there is none."""
+    args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    from tfrec_attn import runs
-
+    folder = Path(args.run)
     try:
-        model, prepared = runs.load(Path(args.run))
-        table = report(model, prepared, args.fold)
+        if min(args.k) < 1:
+            raise ValueError(f"--k takes lengths of 1 or more. Received: {min(args.k)}.")
+        result = run(folder, args.fold, args.k)
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.evaluate: {error}", file=sys.stderr)
         return 2
-    print(show(table), file=sys.stderr)
-    print(json.dumps({"fold": args.fold, "split": prepared.split.name, "metrics": table}))
+    from tfrec_attn import report
+
+    print(report.terminal(result))
+    print(f"\nWritten: {', '.join(str(folder / name) for name in report.FILES)}")
     return 0
 
 

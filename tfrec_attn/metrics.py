@@ -12,7 +12,7 @@ A user without targets has no value, rather than 0. Every `[U]` result of
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,11 +28,11 @@ class Lists(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over users and the bounds of its bootstrap interval."""
+    """A mean over users and the bounds of its bootstrap interval, numbers or `[M]`."""
 
-    mean: float
-    low: float
-    high: float
+    mean: Any
+    low: Any
+    high: Any
 
 
 def item_lists(user, item, n_users):
@@ -195,10 +195,9 @@ def bootstrap(values, baseline=None, *, n=1000, seed=0, level=0.95):
     """Percentile interval of a mean over users.
 
     Args:
-      values: `[U]` one metric of each user.
-      baseline: `[U]` the same metric of the same users by another model. The interval
-        is then of the mean difference, the users drawn in pairs; without 0 in it, the
-        models differ.
+      values: `[U]` one metric of each user, or `[U, M]`, M of them over the same draws.
+      baseline: The same of the same users by another model. The interval is then of the
+        mean difference, the users drawn in pairs; without 0 in it, the models differ.
       n: Number of draws of U users, with replacement.
       seed: Of the draws.
       level: Share of the draws within the interval.
@@ -211,10 +210,13 @@ def bootstrap(values, baseline=None, *, n=1000, seed=0, level=0.95):
                 f"Received: {len(values)} and {len(baseline)}."
             )
         values = values - baseline
-    rng = np.random.default_rng(seed)
-    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(n)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    rng, users = np.random.default_rng(seed), len(values)
+    times = (
+        np.bincount(rng.integers(users, size=users), minlength=users) for _ in range(n)
+    )
+    means = np.stack([drawn @ values for drawn in times]) / users
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return Interval(values.mean(axis=0), low, high)
 
 
 def _lists(lists: Lists | Sequence) -> Lists:

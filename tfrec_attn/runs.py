@@ -56,7 +56,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def load(run: Path):
-    """The trained model and its data.
+    """The trained model and its data; see `untrained` for what is raised."""
+    model, prepared = untrained(run)
+    restore(model, run)
+    return model, prepared
+
+
+def untrained(run: Path):
+    """The model of a run as its seed makes it, without the trained weights, and the data.
 
     Raises:
       ValueError: When the folder is not that of a finished training.
@@ -69,7 +76,12 @@ def load(run: Path):
     columns = json.loads((run / "columns.json").read_text("utf-8"))
     learned = catalog.from_json(columns["items"]), catalog.from_json(columns["users"])
     prepared = pipeline.prepare(config, run, learned)
+    fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()
-    fit.weights(model).read(str(run / "checkpoints" / "best")).expect_partial()
     return model, prepared
+
+
+def restore(model, run: Path) -> None:
+    """Gives a model of the run the weights that training kept."""
+    fit.weights(model).read(str(run / "checkpoints" / "best")).expect_partial()

@@ -61,7 +61,7 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
         model, prepared.training(), validate, settings=config.train, out=out, resume=resume
     )
     plots.learning_curves(history, out / "learning_curves.png")
-    table = evaluate.report(model, prepared, "test")
+    table = evaluate.means(model, prepared, "test")
     print(evaluate.show(table), file=sys.stderr)
     result = {
         "split": prepared.split.name,

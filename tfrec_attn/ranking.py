@@ -1,0 +1,132 @@
+"""What a method answers to held-out events: ranks in the whole catalogue, and lists.
+
+A method is a `Score`: from all queries, the `[B]` places of those that are asked, and what
+is left out for each of them, `[B, I]` bool, to `[B, I]` scores. Every query has one target.
+Letters: Q queries, B queries of a batch, I items.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfrec_attn import baselines, metrics
+from tfrec_attn.data import batches
+from tfrec_attn.data.examples import Examples, begins
+
+Score = Callable[[Examples, np.ndarray, np.ndarray], np.ndarray]
+# Scores held at once: 256 queries of a catalogue of 130,000 items, 16 of two million.
+LARGEST_BATCH, MOST_SCORES = 256, 2**25
+
+
+class Answers(NamedTuple):
+    """Attributes:
+    rank: `[Q]` place of each query's target, from 1; ties go against it.
+    listed: `[Q, k]` rows of the items recommended, -1 where none is left.
+    """
+
+    rank: np.ndarray
+    listed: np.ndarray
+
+
+def answers(score: Score, queries: Examples, n_items: int, *, k: int = 0) -> Answers:
+    """Asks each query and leaves out all items of its user's history, whatever their time.
+
+    Args:
+      score: The method.
+      queries: Held-out events, one target each.
+      n_items: I.
+      k: Length of the lists.
+    """
+    history = queries.history
+    n_users = 1 + max(queries.user.max(initial=0), history.user.max(initial=0))
+    known = metrics.item_lists(history.user, history.item, n_users)
+    rank, listed = [], []
+    size = max(1, min(LARGEST_BATCH, MOST_SCORES // n_items))
+    for start in range(0, len(queries), size):
+        index = np.arange(start, min(start + size, len(queries)))
+        target = queries.targets.item[index]
+        left_out = [
+            known.indices[slice(*known.indptr[u : u + 2])] for u in queries.user[index]
+        ]
+        blocked = np.zeros((len(index), n_items), bool)
+        for row, items in zip(blocked, left_out, strict=True):
+            row[items] = True
+        scores = score(queries, index, blocked)
+        rank.append(metrics.ranks(scores, list(target[:, None]), left_out))
+        if k:
+            listed.append(metrics.top_k(scores, k, left_out))
+    return Answers(
+        np.concatenate(rank), np.concatenate(listed) if k else np.zeros((len(queries), 0))
+    )
+
+
+def of_baseline(scores: baselines.Scores, positive: np.ndarray) -> Score:
+    """A baseline, shown what the model is shown: events strictly before the target's time.
+
+    Args:
+      scores: From histories.
+      positive: `[labels]` bool, which events are in the histories.
+    """
+
+    def score(queries, index, blocked):
+        past, user = queries.history, queries.user[index]
+        begin, stop = begins(past, user), queries.stop[queries.begin[index]]
+        owner = np.repeat(np.arange(len(index)), stop - begin)
+        event = np.concatenate([np.arange(*span) for span in zip(begin, stop, strict=True)])
+        liked = positive[past.feedback[event]]
+        events = baselines.Events(owner[liked], past.item[event[liked]], *blocked.shape)
+        return scores(baselines.interactions(events))
+
+    return score
+
+
+def of_model(model, shortlist: int) -> Score:
+    """The model as it is served.
+
+    Args:
+      model: A `recommender.Recommender`, as its weights are now.
+      shortlist: Items that are re-ranked; 0 is the retrieval alone.
+    """
+    matrices = model.encode_items()
+
+    def score(queries, index, blocked):
+        batch = {k: tf.constant(v) for k, v in batches.gather(queries, index).items()}
+        user = users(model, matrices, batch)
+        cosine = tf.matmul(user.query, matrices.pooled, transpose_b=True)
+        if not shortlist:
+            return cosine.numpy()
+        usable = tf.where(blocked, -np.inf, cosine)
+        best = tf.math.top_k(usable, min(shortlist, blocked.shape[1])).indices
+        scores = cosine.numpy().astype(np.float64)
+        # Above every cosine: what is re-ranked stays ahead of what is not.
+        logits = 1e6 + rank(model, user, matrices, best).numpy().astype(np.float64)
+        np.put_along_axis(scores, best.numpy(), logits, 1)
+        return scores
+
+    return score
+
+
+def users(model, matrices, batch):
+    """The `recommender.UserState` of each query of one target."""
+    return model.users_at(
+        model.users.rows(batch["user"]),
+        matrices.vector,
+        {
+            **{
+                name: batch[name]
+                for name in ("history", "history_feedback", "history_time")
+            },
+            "seen": tf.squeeze(batch["target_seen"], 1),
+            "time": tf.squeeze(batch["target_time"], 1),
+        },
+    )
+
+
+def rank(model, user, matrices, rows):
+    """`[B, C]` ranking logits of the items at `rows` `[B, C]`."""
+    take = lambda value: tf.gather(value, rows)
+    return model.rank_at(
+        user, take(matrices.pooled), take(matrices.tokens), take(matrices.mask)
+    )
