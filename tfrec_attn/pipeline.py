@@ -103,7 +103,7 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
         folder = sources.movielens_100k()
         paths = folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
     if paths[0] is None:
-        raise ValueError("No tables: set data.source, or data.items and data.interactions.")
+        raise ValueError("No tables: give --items and --interactions, or set data.source.")
     found = tables.read_tables(
         paths[0],
         paths[1],
@@ -131,8 +131,13 @@ def prepare(
     """
     config, found = read(config, out)
     events = found.interactions
-    split = _split(config, events)
     schema = found.schema
+    if len(found.items) == 1:
+        raise ValueError(
+            f"The items table has one item, {found.items['id'][0]!r}: a recommender "
+            "chooses among several. Look whether schema.items.id is the right column."
+        )
+    split = _split(config, events, timed=bool(schema.interactions.time))
     items = catalog.make(found.items, schema.items.columns or {}, learned and learned[0])
     users = catalog.make(
         found.users, (schema.users and schema.users.columns) or {}, learned and learned[1]
@@ -165,8 +170,15 @@ def prepare(
     )
 
 
-def _split(config: Config, events) -> splits.Split:
+def _split(config: Config, events, *, timed: bool) -> splits.Split:
     settings = config.split
+    if settings.name == "global-time" and not timed:
+        raise ValueError(
+            'split.name="global-time" cuts at points in time, and there is no time column: '
+            "the order of a file is no clock over all users. Set "
+            "schema.interactions.time, or split.name=leave-last-out (each user's rows in "
+            "file order) or another split."
+        )
     options: dict[str, Any] = {}
     if settings.name in ("global-time", "random"):
         options = {"validation": settings.share, "test": settings.share}

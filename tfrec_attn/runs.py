@@ -1,12 +1,15 @@
 """The run folder: what a training wrote, read back as a model and its data."""
 
+import hashlib
 import json
+import logging
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from tfrec_attn import config as config_lib
@@ -24,10 +27,85 @@ PACKAGES = (
     "tfrec-attn",
 )
 
+logger = logging.getLogger(__name__)
+
+
+def claim(out: Path, *, resume: bool) -> bool:
+    """Makes the run folder; True where it holds a training that is to go on.
+
+    Raises:
+      ValueError: When it holds a training and `resume` is False, or is no folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out names a folder: {out} is a file.")
+    begun = (out / "history.jsonl").exists()
+    if begun and not resume:
+        raise ValueError(
+            f"{out} holds a training already. Go on with it by --resume, name another "
+            "folder by --out, or remove this one."
+        )
+    if resume and not begun:
+        logger.info("%s: no full epoch to go on after, the training begins", out)
+    out.mkdir(parents=True, exist_ok=True)
+    return begun
+
+
+def require_same(out: Path, prepared: pipeline.Prepared) -> None:
+    """Checks that a run goes on with the settings and the tables it was begun with.
+
+    Raises:
+      ValueError: Names each setting that differs, or says that the tables do.
+    """
+    was = _flat(config_lib.load(out / "config.toml").model_dump(mode="json", by_alias=True))
+    now = _flat(prepared.config.model_dump(mode="json", by_alias=True))
+    differ = [
+        f"  {name}: was {was.get(name)!r}, is {now.get(name)!r}"
+        for name in dict.fromkeys([*was, *now])
+        if was.get(name) != now.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"{out} was begun with other settings:\n" + "\n".join(differ) + "\n"
+            "A run goes on as it was begun: leave the settings out (--resume and --out "
+            "alone read the run's own config), or name another folder by --out."
+        )
+    _require_same_tables(out, prepared)
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {name: settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{name}.{key}" if name else key)
+    return flat
+
+
+def _require_same_tables(out: Path, prepared: pipeline.Prepared) -> None:
+    was = json.loads((out / "columns.json").read_text("utf-8")).get("tables")
+    if was and was != fingerprint(prepared):
+        raise ValueError(
+            f"The tables are not those that {out} was trained on: ids, features or "
+            "interactions have changed since, and what was learned belongs to the old "
+            "rows. Restore the tables, or train anew with another --out."
+        )
+
+
+def fingerprint(prepared: pipeline.Prepared) -> str:
+    """sha256 over what a run has read from its tables."""
+    total = hashlib.sha256()
+    for table in (prepared.items, prepared.users):
+        for strings in (table.ids, table.texts):
+            total.update(json.dumps(list(strings)).encode())
+        for name, values in sorted(table.features.items()):
+            total.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    for column in prepared.tables.interactions:
+        total.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return total.hexdigest()
+
 
 def begin(out: Path, prepared: pipeline.Prepared) -> None:
     """Writes what the run stands on: config, schema, learned columns, environment."""
-    out.mkdir(parents=True, exist_ok=True)
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     (out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
     (out / "schema.toml").write_text(prepared.tables.schema.to_toml(), "utf-8")
@@ -36,6 +114,7 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
         {
             "items": catalog.to_json(prepared.items.columns),
             "users": catalog.to_json(prepared.users.columns),
+            "tables": fingerprint(prepared),
         },
     )
     write_json(
@@ -66,7 +145,7 @@ def untrained(run: Path):
     """The model of a run as its seed makes it, without the trained weights, and the data.
 
     Raises:
-      ValueError: When the folder is not that of a finished training.
+      ValueError: When the folder is not that of a training, or its tables have changed.
     """
     if not (run / "checkpoints" / "best.index").exists():
         raise ValueError(
@@ -76,6 +155,7 @@ def untrained(run: Path):
     columns = json.loads((run / "columns.json").read_text("utf-8"))
     learned = catalog.from_json(columns["items"]), catalog.from_json(columns["users"])
     prepared = pipeline.prepare(config, run, learned)
+    _require_same_tables(run, prepared)
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()

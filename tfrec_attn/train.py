@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tfrec_attn import config as config_lib
 
+logger = logging.getLogger("tfrec_attn.train")
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="tfrec_attn.train", description=__doc__)
@@ -26,12 +28,19 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--bad-rows", choices=("stop", "set-aside"))
     p.add_argument("--strategy", choices=("auto", "one", "mirrored"))
-    p.add_argument("--resume", action="store_true", help="go on after the last full epoch")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last full epoch; alone with --out, by that run's config",
+    )
     return p
 
 
 def settings(args: argparse.Namespace) -> config_lib.Config:
     """The config of a command line; flags count as overrides before `--set`."""
+    path = args.config
+    if args.resume and not (path or args.items or args.interactions):
+        path = Path(args.out) / "config.toml"
     flags = {
         "data.items": args.items,
         "data.users": args.users,
@@ -40,23 +49,48 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         "train.strategy": args.strategy,
     }
     overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    return config_lib.load(args.config, [*overrides, *args.set])
+    return config_lib.load(path, [*overrides, *args.set])
 
 
 def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
-    """Trains, evaluates on the test fold once, and writes all of it to `out`."""
+    """Trains, evaluates on the test fold once, and writes all of it to `out`.
+
+    Raises:
+      ValueError: When `out` holds a training and `resume` is False, or `resume` is True
+        and the settings or the tables are not those that the training was begun with.
+    """
     from tfrec_attn import evaluate, fit, metrics, pipeline, plots, runs
 
-    out.mkdir(parents=True, exist_ok=True)
+    begun = runs.claim(out, resume=resume)
     fit.deterministic(config.train.seed)
     prepared = pipeline.prepare(config, out)
-    runs.begin(out, prepared)
-    logging.info("split %s: %s", prepared.split.name, prepared.split.promise)
+    if begun:
+        runs.require_same(out, prepared)
+    else:
+        runs.begin(out, prepared)
+    for fold in ("validation", "test"):
+        if not len(prepared.held_out(fold)):
+            raise ValueError(
+                f"The {fold} fold of split.name={config.split.name!r} has no target: no "
+                "event of an item that is new to its user with a label of "
+                f"examples.positives={list(config.examples.positives)}. Widen "
+                "examples.positives, raise split.share or choose another split."
+            )
+    logger.info("split %s: %s", prepared.split.name, prepared.split.promise)
     strategy = fit.strategy(config.train.strategy)
     with strategy.scope():
         model = pipeline.build(prepared)
     model.warm_up()
     validate = lambda: metrics.summary(evaluate.evaluate(model, prepared, "validation"))
+    untrained = validate()
+    if config.train.monitor not in untrained:
+        raise ValueError(
+            f"train.monitor={config.train.monitor!r} is none of the validation's metrics: "
+            f"{', '.join(untrained)}."
+        )
+    logger.info(
+        "before training: %s %.4f", config.train.monitor, untrained[config.train.monitor]
+    )
     history = fit.fit(
         model, prepared.training(), validate, settings=config.train, out=out, resume=resume
     )
@@ -80,10 +114,13 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         result = run(settings(args), Path(args.out), resume=args.resume)
     except (OSError, ValueError, FloatingPointError) as error:
-        print(f"tfrec_attn.train: {error}", file=sys.stderr)
+        what = getattr(error, "strerror", None)
+        message = f"{error.filename}: {what}." if what else error  # type: ignore[union-attr]
+        print(f"tfrec_attn.train: {message}", file=sys.stderr)
         return 2
     print(json.dumps(result))
     return 0

@@ -256,7 +256,7 @@ def test_json_that_is_not_utf8_names_its_line(tmp_path):
 def test_utf16_has_a_way_out(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes("a,b\n1,é\n".encode("utf-16"))
-    with pytest.raises(ValueError, match=r'file\.encoding = "utf-16"'):
+    with pytest.raises(ValueError, match='set encoding = "utf-16" in'):
         readers.read(path)
     assert readers.read(path, FileFormat(encoding="utf-16")).frame.rows() == [("1", "é")]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tfrec_attn.data import inference, kinds, readers
 from tfrec_attn.data.schema import (
+    RESERVED,
     EntitySchema,
     FeedbackSchema,
     FileFormat,
@@ -36,6 +37,7 @@ def test_the_schema_is_light():
         ({"items": {"colums": {}}}, "colums"),
         ({"items": {"columns": {"a": "text"}}}, "categories"),
         ({"items": {"columns": {"text": "category"}}}, "cannot be called 'text'"),
+        ({"users": {"columns": {"text_mask": "number"}}}, "cannot be called 'text_mask'"),
         ({"items": {"text": "{title"}}, "has no partner"),
         ({"items": {"text": "{}"}}, "braces is empty"),
         (
@@ -74,7 +76,7 @@ def test_parts_of_a_template():
 
 
 names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
-columns_ = names.filter(lambda name: name not in ("id", "text"))
+columns_ = names.filter(lambda name: name not in RESERVED)
 plain = names.filter(lambda name: not set(name) & set("{}"))
 separators = names.filter(lambda name: not set(name) & set('\n"'))
 formats = st.builds(
@@ -292,6 +294,43 @@ def test_feedback_that_is_guessed(values, rules):
     assert feedback is not None
     assert feedback.column == "rating"
     assert set(rules) <= set(feedback.rules())
+
+
+def test_a_slip_does_not_change_the_scale_of_all_ratings(caplog):
+    rows = pl.DataFrame({"user_id": "1", "item_id": "1", "rating": [1, 5, 3, 4] * 10 + [9]})
+    feedback = resolve(events=rows).interactions.feedback
+    assert feedback is not None
+    assert ("like", ">=4") in feedback.rules()
+    assert "ratings from 0 to 5, but for 1 such as 9" in caplog.text
+
+
+def test_a_word_among_the_ratings_is_for_the_row_checks():
+    rows = pl.DataFrame(
+        {"user_id": "1", "item_id": "1", "rating": ["1", "5", "3"] * 10 + ["nan"]}
+    )
+    feedback = resolve(events=rows).interactions.feedback
+    assert feedback is not None
+    assert ("like", ">=4") in feedback.rules()
+
+
+@pytest.mark.parametrize(
+    ("values", "column"),
+    [
+        (["2001-09-09T01:46:40Z", "2001-09-10"], "when"),
+        (["soon", "later"], ""),
+        (["1", "2"], ""),  # A number may be anything.
+    ],
+)
+def test_a_time_of_an_unknown_name(values, column):
+    rows = pl.DataFrame({"user_id": "1", "item_id": "1", "when": values})
+    assert resolve(events=rows).interactions.time == column
+
+
+def test_a_row_taken_for_a_header_has_a_way_out():
+    with pytest.raises(
+        ValueError, match=r"name the columns in schema\.items\.file\.header"
+    ):
+        resolve(items=pl.DataFrame({"1": ["2"], "Toy Story (1995)": ["x"]}))
 
 
 @pytest.mark.parametrize("values", [["dance"], ["0", "98"], [None]])

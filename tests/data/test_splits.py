@@ -257,7 +257,10 @@ SIX = np.arange(6)
             ("leave_last_out", SIX, SIX, SIX, {}),
             "leaves validation empty: .* 6 interactions",
         ),
-        (("global_time", SIX, SIX, 0 * SIX, {}), "leaves train empty: .*of one time"),
+        (
+            ("global_time", SIX, SIX, 0 * SIX, {}),
+            "Split global-time leaves train empty: .*of one time",
+        ),
         (("random", SIX, SIX[1:], SIX, {}), "equally long. Received: .*'item': 5"),
         (("random", SIX[:0], SIX[:0], SIX[:0], {}), "needs interactions"),
         (("random", SIX, SIX, SIX / 2, {}), "Time must be integers. Received: float64"),

@@ -16,10 +16,13 @@ import polars as pl
 Fault = tuple[int, str, str]  # line, text, rule
 Parsed = tuple[pl.DataFrame, pl.Series, list[Fault]]  # frame, line of each row, faults
 
-NOT_UTF8 = 'is not UTF-8; if the whole file is not, set file.encoding (as "latin-1")'
+NOT_UTF8 = (
+    'is not UTF-8; if the whole file is not, set encoding (as "latin-1") in the table\'s '
+    "[schema.….file]"
+)
 BAD_QUOTE = (
     "has a quoted field that does not end, or text beside the quotes; if quotes are "
-    "ordinary characters in this file, set file.quoting = false"
+    "ordinary characters in this file, set quoting = false in the table's [schema.….file]"
 )
 
 
@@ -138,8 +141,9 @@ def _checked_names(header: tuple[str, ...], name: str) -> list[str]:
     twice = sorted({field for field in names if names.count(field) > 1})
     if twice:
         raise ValueError(
-            f"{name}: two columns are called {twice[0]!r}; give each its own name. "
-            f"Columns: {', '.join(names)}."
+            f"{name}: two columns are called {twice[0]!r}; give each its own name, or if "
+            'the file has no header line, set header = ["…"] in the table\'s '
+            f"[schema.….file]. Columns: {', '.join(names)}."
         )
     return names
 

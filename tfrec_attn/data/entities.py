@@ -92,15 +92,21 @@ def _repeats(
     first = frame.filter(~repeated).select("id", pl.struct(others).alias("first"))
     again = frame.filter(repeated).select("id", pl.struct(others).alias("again"))
     pairs = again.join(first, on="id", how="left", maintain_order="left")
-    same = [
-        pl.col("again").struct.field(name).eq_missing(pl.col("first").struct.field(name))
+    other = {
+        name: pl.col("again")
+        .struct.field(name)
+        .ne_missing(pl.col("first").struct.field(name))
         for name in others
-    ]
-    differs = pairs.select(~pl.all_horizontal(same)).to_series()
+    }
+    names = [pl.when(its).then(pl.lit(name)) for name, its in other.items()]
+    rules = pairs.select(
+        pl.lit("is an id that an earlier row has with another ")
+        + pl.concat_str(names, separator=", ", ignore_nulls=True)
+    ).to_series()
+    differs = pairs.select(pl.any_horizontal(*other.values())).to_series()
     place = raw.place.filter(good).filter(repeated)
     values = raw.frame[column].filter(good).filter(repeated)
-    rule = "is an id that an earlier row has with other values"
-    found.append(rejects.reject(place, differs, column, values, rule))
+    found.append(rejects.reject(place, differs, column, values, rules))
     if not differs.all():
         count = int((~differs).sum())
         logger.warning(

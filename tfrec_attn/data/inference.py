@@ -70,7 +70,8 @@ def _named(names: Sequence[str], known: str) -> str | None:
 def _cannot_tell(raw: RawTable, what: str, setting: str) -> ValueError:
     return ValueError(
         f"{raw.name}: cannot tell which column holds {what}. Set schema.{setting} to "
-        f"one of: {', '.join(raw.frame.columns)}."
+        f"one of: {', '.join(raw.frame.columns)}. If that is the first row and no header, "
+        f"name the columns in schema.{setting.partition('.')[0]}.file.header."
     )
 
 
@@ -86,8 +87,7 @@ def _interactions(
         raise _cannot_tell(raw, "the items' ids", "interactions.item")
     time = schema.time
     if time is None:
-        moments = [name for name in names if raw.frame.schema[name].is_temporal()]
-        time = _named(names, kinds.TIME) or next(iter(moments), "")
+        time = _named(names, kinds.TIME) or _moment(raw, {user, item})
     labels = _feedback(schema.feedback or FeedbackSchema(), raw)
     _log_unused(raw, {user, item, time, labels.column or "", schema.weight or ""})
     return InteractionSchema(
@@ -98,6 +98,12 @@ def _interactions(
         weight=schema.weight or None,
         file=schema.file,
     )
+
+
+def _moment(raw: RawTable, taken: set[str]) -> str:
+    """The first column whose values are times, whatever its name; "" if there is none."""
+    found = kinds.guess(raw, taken, "interactions").features
+    return next((name for name, kind in found.items() if kind == "time"), "")
 
 
 def _shared(names: Sequence[str], entities: RawTable | None) -> str | None:
@@ -120,14 +126,23 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
         columns.as_text(raw.frame[column]).str.strip_chars().replace("", None).drop_nulls()
     )
     values = text.unique(maintain_order=True)
-    numbers = values.cast(pl.Float64, strict=False).drop_nulls()
-    if len(numbers) and len(numbers) >= kinds.MOST * len(values):
-        low, high = float(numbers.min()), float(numbers.max())  # type: ignore[arg-type]
-        if set(numbers) <= {-1.0, 0.0, 1.0}:
+    numbers = text.cast(pl.Float64, strict=False).fill_nan(None).drop_nulls()
+    if len(numbers) and len(numbers) >= kinds.MOST * len(text):
+        if set(numbers.unique()) <= {-1.0, 0.0, 1.0}:
+            low = float(numbers.min())  # type: ignore[arg-type]
             scale = {"like": "==1", "ignore": "==0", "dislike": "==-1"}
             return {label: rule for label, rule in scale.items() if float(rule[2:]) >= low}
-        if low >= 0 and high <= 10:
-            return dict(_FIVE if high <= 5 else _TEN)
+        for highest, rules in ((5, _FIVE), (10, _TEN)):
+            # A few slips must not turn all other ratings into another scale.
+            slips = numbers.filter(~numbers.is_between(0, highest))
+            if len(slips) <= (1 - kinds.MOST) * len(numbers):
+                if len(slips):
+                    logger.warning(
+                        "%s, column %r: ratings from 0 to %d, but for %d such as %g, which "
+                        "the rules take as they are",
+                        *(raw.name, column, highest, len(slips), slips[0]),
+                    )
+                return dict(rules)
     known = {name: label for label, names in _EVENTS.items() for name in names.split()}
     events = {value: known.get(kinds.plain_name(value)) for value in values[:1000]}
     if not len(values) or None in events.values():

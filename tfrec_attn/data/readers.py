@@ -150,7 +150,10 @@ def _utf8(data: bytes, path: Path, encoding: str) -> tuple[bytes, dict[int, str]
         except UnicodeError as error:
             raise ValueError(f"{path}: is not {encoding}: {error}.") from error
     elif data[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-        raise ValueError(f'{path}: is UTF-16, not UTF-8; set file.encoding = "utf-16".')
+        raise ValueError(
+            f'{path}: is UTF-16, not UTF-8; set encoding = "utf-16" in the table\'s '
+            "[schema.….file]."
+        )
     data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark
     data = data.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
     foreign: dict[int, str] = {}

@@ -21,7 +21,11 @@ def empty() -> pl.DataFrame:
 
 
 def reject(
-    place: pl.DataFrame, bad: pl.Series, column: str, values: pl.Series, rule: str
+    place: pl.DataFrame,
+    bad: pl.Series,
+    column: str,
+    values: pl.Series,
+    rule: str | pl.Series,
 ) -> pl.DataFrame:
     """One reject for each True in `bad`.
 
@@ -30,7 +34,8 @@ def reject(
       bad: Which rows break the rule.
       column: Where the value stands; "" for the row as a whole.
       values: As they stand in the file, one for each row.
-      rule: What the row breaks, as the rest of a sentence about the value.
+      rule: What the row breaks, as the rest of a sentence about the value; one for all
+        rows, or one for each.
     """
     if not bad.any():
         return empty()
@@ -40,7 +45,7 @@ def reject(
         pl.col("line").cast(pl.Int64),
         pl.lit(column).alias("column"),
         pl.Series("value", shown, dtype=pl.String),
-        pl.lit(rule).alias("rule"),
+        (pl.lit(rule) if isinstance(rule, str) else rule.filter(bad)).alias("rule"),
     )
 
 

@@ -16,7 +16,8 @@ from pydantic import AfterValidator
 from tfrec_attn.labels import LABELS
 
 Kind = Literal["category", "categories", "number", "time", "embedding", "image", "audio"]
-RESERVED = ("id", "text")
+# The table's own columns, and what a text becomes.
+RESERVED = ("id", "text", "text_mask", "text_mean")
 
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _NUMERIC_RULE = re.compile(
@@ -124,8 +125,8 @@ class EntitySchema(_Settings):
         taken = [name for name in RESERVED if name in (self.columns or {})]
         if taken:
             raise ValueError(
-                f"a feature column cannot be called {taken[0]!r}: that is the name of the "
-                f"table's own {taken[0]} column. Rename it in the file."
+                f"a feature column cannot be called {taken[0]!r}: that is a name of the "
+                "model's own. Rename it in the file."
             )
         kinds = self.columns or {}
         for name in self.separators:

@@ -116,7 +116,7 @@ def cold_items(user, item, time, *, share=0.1, seed=0):
     Other items for validation, so that tuning sees no test item.
     """
     user, item, time = _events(user, item, time)
-    tuned, tested = _drawn(item, share, seed)
+    tuned, tested = _drawn("items", item, share, seed)
     return _split(
         "cold_items",
         user,
@@ -137,7 +137,7 @@ def cold_users(user, item, time, *, share=0.1, seed=0, given=0):
     """
     user, item, time = _events(user, item, time)
     _require(given >= 0, "given must be 0 or more", given)
-    tuned, tested = _drawn(user, share, seed)
+    tuned, tested = _drawn("users", user, share, seed)
     brought = _place_in_user(user, _by_time(time)) < given
     return _split(
         "cold_users",
@@ -239,13 +239,13 @@ def _place_in_user(user, order):
     return place
 
 
-def _drawn(column, share, seed):
+def _drawn(what, column, share, seed):
     """Two disjoint draws of `share` of the distinct values, at least one value each."""
     _require(
         0 < share < 0.5, "share must be above 0 and below 0.5, it is taken twice", share
     )
     values = np.unique(column)
-    _require(len(values) >= 3, "three folds need at least 3 different rows", len(values))
+    _require(len(values) >= 3, f"{what} to draw: three folds need at least 3", len(values))
     n = max(1, round(share * len(values)))
     drawn = np.random.default_rng(seed).permutation(values)
     return drawn[n : 2 * n], drawn[:n]
@@ -261,9 +261,10 @@ def _split(name, user, item, *, validation, test, promise, context=None):
     for fold in ("train", "validation", "test"):
         if not len(rows[fold]):
             raise ValueError(
-                f"Split {name!r} leaves {fold} empty: too few of {len(user)} interactions, "
-                f"{len(np.unique(user))} users, {len(np.unique(item))} items, or too many "
-                "of one time. Choose another split, or other shares."
+                f"Split {name.replace('_', '-')} leaves {fold} empty: too few of "
+                f"{len(user)} interactions, {len(np.unique(user))} users, "
+                f"{len(np.unique(item))} items, or too many of one time. "
+                "Change split.name or split.share."
             )
     for chosen in rows.values():
         chosen.setflags(write=False)
