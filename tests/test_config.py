@@ -10,7 +10,7 @@ from tfrec_attn.labels import LABELS
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.epoch=3"], r"Unknown setting train.epoch; known here: epochs, .*n epochs\?"),
+        (["train.epoch=3"], r"Unknown setting train.epoch; known here: epochs.* epochs\?"),
         (["trian.epochs=3"], r"Unknown setting trian; known here: data, .* mean train\?"),
         (["train.zzz=3"], r"Unknown setting train.zzz; known here: [^?]*$"),
         (["schema.itemz.id=x"], r"Unknown setting schema.itemz; .*Did you mean items\?"),
