@@ -132,7 +132,16 @@ class Model(_Section):
 
 
 class Scorer(_Section):
-    """The attention-weighted cosine; see `tfrec_attn.layers.AttentionWeightedCosine`."""
+    """The attention-weighted cosine; see `tfrec_attn.layers.AttentionWeightedCosine`.
+
+    Attributes:
+      mode: `softmax`, or `article` for the formulas of the article (docs/design.md).
+      normalizer: Of `article`: lengths (`l2`) or their softmax (`softmax`).
+      heads: Subspaces in which tokens are compared. Divides `model.dim`.
+      bidirectional: Whether user tokens attend to the item's as well.
+      dropout: On the attention weights.
+      l2: Factor of the squared projections in the loss.
+    """
 
     mode: Literal["softmax", "article"] = "softmax"
     normalizer: Literal["l2", "softmax"] = "l2"
