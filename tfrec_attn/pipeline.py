@@ -138,6 +138,9 @@ def prepare(
             "chooses among several. Look whether schema.items.id is the right column."
         )
     split = _split(config, events, timed=bool(schema.interactions.time))
+    if not schema.interactions.time:
+        later = " There is no time column: later means further down in the file."
+        split = dataclasses.replace(split, promise=split.promise + later)
     items = catalog.make(found.items, schema.items.columns or {}, learned and learned[0])
     users = catalog.make(
         found.users, (schema.users and schema.users.columns) or {}, learned and learned[1]

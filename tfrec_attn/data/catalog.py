@@ -5,6 +5,7 @@ w values of a `categories` column.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ import polars as pl
 
 KNOTS = 16
 MILLISECONDS_PER_YEAR = 365.25 * 86_400_000
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +65,8 @@ def make(
 
     Args:
       table: `id`, `text` and the columns that `kinds` names.
-      kinds: Column name to kind. `text` columns have gone into `text` and are passed
-        over, as are kinds without an encoder yet.
+      kinds: Column name to kind; one without an encoder yet is passed over with a
+        warning.
       columns: What was learned from an earlier table, to read this one the same way;
         learned from this table by default.
 
@@ -72,6 +75,9 @@ def make(
     """
     if not len(table):
         raise ValueError("The table has no rows: nothing can be learned from it.")
+    for name, kind in kinds.items():
+        if kind not in _LEARN:
+            logger.warning("column %r is not used: kind %r has no encoder yet", name, kind)
     kinds = {name: kind for name, kind in kinds.items() if kind in _LEARN}
     columns = columns or {name: _LEARN[kind](table[name]) for name, kind in kinds.items()}
     return Catalog(
