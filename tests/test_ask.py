@@ -83,5 +83,24 @@ def test_a_mistake_is_one_line_and_status_2(where, flags, message, capsys):
 def test_nothing_answers(flags, capsys):
     assert ask.main(["--user", "1", *flags]) == 2
     error = capsys.readouterr().err
-    assert f"nothing answers at {flags[1]}. Start a server: " in error
+    protocol = {"--target": "gRPC", "--rest": "REST"}[flags[0]]
+    assert f"nothing answers {protocol} at {flags[1]}. Start a server: " in error
     assert error.count("\n") == 1
+
+
+def test_the_port_of_the_other_protocol(live, capsys):
+    for flags in (
+        ["--target", f"localhost:{live.rest_port}"],
+        ["--rest", f"http://localhost:{live.grpc_port}"],
+    ):
+        assert ask.main(["--user", "1", *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"at {flags[1]}. Start a server: " in error
+        assert "asks the other protocol" in error
+
+
+def test_a_url_for_grpc_is_told_of_rest(capsys):
+    assert ask.main(["--user", "1", "--target", "http://localhost:8501"]) == 2
+    error = capsys.readouterr().err
+    assert "--target must be host:port, for gRPC: received 'http://localhost:8501'" in error
+    assert "--rest" in error

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         answer = ask(args, target)
     except ServerError as error:
-        print(f"{NAME}: {advice(error, target, args.model)}", file=sys.stderr)
+        print(
+            f"{NAME}: {advice(error, target, args.model, bool(args.rest))}", file=sys.stderr
+        )
         return 2
     except ValueError as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -61,6 +63,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def ask(args: argparse.Namespace, target: str) -> Recommendations:
     """One call to the server."""
+    if not args.rest and "://" in target:
+        raise ValueError(
+            f"--target must be host:port, for gRPC: received {target!r}. "
+            "Drop the scheme, or ask over REST with --rest."
+        )
     protocol = "rest" if args.rest else "grpc"
     with Client(target, args.model, protocol=protocol, timeout=args.timeout) as client:
         return client.recommend(
@@ -81,12 +88,14 @@ def column(text: str) -> tuple[str, str]:
     return name, value
 
 
-def advice(error: ServerError, target: str, model: str) -> str:
+def advice(error: ServerError, target: str, model: str, rest: bool) -> str:
     """One line: what is wrong and what to do."""
     if error.code == "UNAVAILABLE":
+        protocol, other = ("REST", "--target") if rest else ("gRPC", "--rest")
         return (
-            f"nothing answers at {target}. Start a server: "
-            f"python -m tfrec_attn.serve --model_base_path saved_models/{model}"
+            f"nothing answers {protocol} at {target}. Start a server: "
+            f"python -m tfrec_attn.serve --model_base_path saved_models/{model} "
+            f"({other} asks the other protocol, on a port of its own)"
         )
     if error.code == "NOT_FOUND":
         return (

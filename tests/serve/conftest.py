@@ -1,6 +1,7 @@
 """Toy models on disk and live servers over them, once a session."""
 
 import pytest
+import shop
 import toys
 
 
@@ -26,3 +27,16 @@ def recommender_live(tmp_path_factory):
     toys.save_recommender(base / "1")
     with toys.live(base, "movielens") as (running, _):
         yield running
+
+
+@pytest.fixture(scope="session")
+def shop_live(tmp_path_factory):
+    """The shop's model, its data, and a running server of what was exported of it."""
+    from tfrec_attn import export
+    from tfrec_attn.serve.export import write
+
+    folder = tmp_path_factory.mktemp("shop")
+    model, prepared = shop.untrained(folder, shortlist=11, max_k=13)
+    write(export.served(model, prepared), folder / "models/shop", 1)
+    with toys.live(folder / "models/shop", "shop") as (running, _):
+        yield model, prepared, running

@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # A busy port is said below, in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         check_base_path(args.model_base_path)
         return run(args)

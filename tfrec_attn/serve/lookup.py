@@ -59,9 +59,16 @@ class Columns(tf.Module):
         if column.kind == "categories":
             return self.rows[name](tf.strings.split(text, "|").to_tensor(""))
         if column.kind == "embedding":
-            parts = tf.strings.split(text, " ").to_tensor("0", shape=(None, column.width))
-            return tf.strings.to_number(tf.where(parts == "", "0", parts))
-        value = tf.strings.to_number(tf.where(text == "", "nan", text), tf.float64)
+            parts = tf.strings.split(text)
+            width = parts.row_lengths()
+            right = (width == column.width) | (width == 0)
+            rule = f"{column.width} numbers with spaces between, or nothing"
+            with _check(f"{self.side}_{name}", rule, right, text):
+                parts = parts.to_tensor("0", shape=(None, column.width))
+            return _numbers(f"{self.side}_{name}", parts, tf.float32)
+        text = tf.strings.strip(text)
+        text = tf.where(text == "", "nan", text)
+        value = _numbers(f"{self.side}_{name}", text, tf.float64)
         if column.kind == "time":
             value /= MILLISECONDS_PER_YEAR
         return tf.cast(value, tf.float32)
@@ -80,6 +87,20 @@ class Columns(tf.Module):
             return tf.fill([tf.shape(value)[0], 1], name)
         rows = value[:, None] if value.shape.rank == 1 else value
         return tf.strings.join([f"{name}=", tf.gather(self.words[name], rows)])
+
+
+def _numbers(name, text, dtype):
+    # The op's own message does not say which input it read.
+    pattern = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan"
+    with _check(name, "a number", tf.strings.regex_full_match(text, pattern), text):
+        return tf.strings.to_number(tf.identity(text), dtype)
+
+
+def _check(name, rule, right, text):
+    wrong = tf.boolean_mask(text, ~right)
+    message = f"{name} must be {rule}: received"
+    check = tf.debugging.Assert(tf.reduce_all(right), [message, wrong])
+    return tf.control_dependencies([check])
 
 
 def prefer(given, stored, is_given):

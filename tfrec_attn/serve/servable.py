@@ -131,7 +131,7 @@ def _wanted_outputs(definition: meta_graph_pb2.SignatureDef, only: list[str]) ->
 
 def _first_line(message: str) -> str:
     """An error of the graph without the names of generated nodes and the stack below it."""
-    named = re.sub(r"\{\{.*?\}\} ?", "", message.strip())
+    named = re.sub(r"\{\{.*?\}\} ?|\[Op:\w+\]( name: ?\S*)?", "", message.strip())
     lines = [line for line in named.splitlines() if line.strip()]
     # A traced error opens with a heading and the Python stack; its own text comes last.
     if lines and lines[0].startswith("Graph execution error"):

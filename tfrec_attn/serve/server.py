@@ -108,11 +108,22 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        raise OSError(f"cannot serve REST on {host}:{port}: {error.strerror}") from error
+        raise OSError(
+            _refused("REST", f"{host}:{port}", error.strerror, "--rest_api_port")
+        ) from error
     # Accepted sockets inherit it. asyncio sets it only where the protocol is spelt out;
     # without it every answer on a kept connection waits 40 ms for an acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
+
+
+def _refused(protocol: str, address: str, why: str | None, flag: str) -> str:
+    # Where the address is wrong too, Python repeats it behind the reason.
+    why = (why or "no reason given").partition(" (")[0]
+    return (
+        f"cannot serve {protocol} on {address}: {why}. "
+        f"Choose another port with {flag} (0 takes a free one), or stop what listens there."
+    )
 
 
 def _start_grpc(
@@ -127,7 +138,9 @@ def _start_grpc(
     try:
         bound = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise OSError(f"cannot serve gRPC on {address}: the port is busy.") from error
+        raise OSError(
+            _refused("gRPC", address, "Address already in use", "--port")
+        ) from error
     server.start()
     return server, health_servicer, bound
 

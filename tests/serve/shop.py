@@ -1,0 +1,96 @@
+"""A small shop with texts and an untrained model of it: every path of the served graph."""
+
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import transformers
+
+from tfrec_attn import config, pipeline
+
+ITEMS, USERS, EVENTS = 31, 23, 9
+WORDS = ("red", "green", "wool", "silk", "hat", "sock")
+KINDS = ("a|b", "b", "c", "")
+
+
+def write_bert(folder: pathlib.Path) -> pathlib.Path:
+    """A BERT of random weights that knows `WORDS`."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    tf.random.set_seed(5)
+    settings = transformers.BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=6,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        intermediate_size=11,
+        max_position_embeddings=13,
+        initializer_range=0.7,
+    )
+    bert = transformers.TFBertModel(settings, add_pooling_layer=False)
+    bert.build_in_name_scope()
+    bert.save_pretrained(folder, safe_serialization=True)
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return folder
+
+
+def write_tables(folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Three tables; returns the (user, item) pairs of the interactions."""
+    draw = np.random.default_rng(0)
+    items = ["item_id,title,kinds,price"]
+    for i in range(ITEMS):
+        title = " ".join(draw.choice(WORDS, 1 + i % 3))
+        items.append(f"i{i},{title},{KINDS[i % 4]},{i}.5")
+    users = ["user_id,age,town", *(f"u{u},{20 + u},{'xy'[u % 2]}" for u in range(USERS))]
+    pairs = [
+        (f"u{u}", f"i{i}")
+        for u in range(USERS)
+        for i in draw.permutation(ITEMS)[: EVENTS + u % 3]
+    ]
+    events = ["user_id,item_id,rating,timestamp"]
+    events += [
+        f"{user},{item},{1 + n % 5},{1000000000 + 60 * n}"
+        for n, (user, item) in enumerate(pairs)
+    ]
+    for name, lines in (("items", items), ("users", users), ("interactions", events)):
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return pairs
+
+
+def untrained(folder: pathlib.Path, **index):
+    """A model with the weights it starts from, and its data.
+
+    Args:
+      folder: Where tables and BERT are written.
+      index: Settings of the section `index`.
+    """
+    write_tables(folder)
+    names = ("items", "users", "interactions")
+    settings = {
+        "data": {name: str(folder / f"{name}.csv") for name in names},
+        "schema": {
+            "items": {
+                "id": "item_id",
+                "text": "{title}",
+                "columns": {"kinds": "categories", "price": "number"},
+            },
+            "users": {"id": "user_id", "columns": {"age": "number", "town": "category"}},
+            "interactions": {
+                "user": "user_id",
+                "item": "item_id",
+                "time": "timestamp",
+                "feedback": {
+                    "column": "rating",
+                    "labels": {"buy": ">=4", "ignore": "==3", "not_buy": "<3"},
+                },
+            },
+        },
+        "text": {"backbone": str(write_bert(folder / "bert")), "max_length": 8},
+        "model": {"dim": 8, "user_id": True},
+        "examples": {"history": 5},
+        "index": index,
+    }
+    prepared = pipeline.prepare(config.validate(settings))
+    tf.keras.utils.set_random_seed(7)
+    model = pipeline.build(prepared)
+    model.warm_up()
+    return model, prepared
