@@ -59,18 +59,11 @@ def fit(
       FloatingPointError: When a loss is not finite; names epoch and batch.
     """
     per_epoch = batches.steps(examples, settings.batch_size)
-    total = per_epoch * settings.epochs
-    schedule = tf_keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(1, int(total * (1 - settings.warmup))),
-        alpha=0.05,
-        warmup_target=settings.learning_rate,
-        warmup_steps=max(1, int(total * settings.warmup)),
-    )
+    rate = schedule(per_epoch * settings.epochs, settings)
     with model.distribute_strategy.scope():
         model.compile(
             optimizer=tf_keras.optimizers.AdamW(
-                schedule, weight_decay=settings.weight_decay, global_clipnorm=settings.clip
+                rate, weight_decay=settings.weight_decay, global_clipnorm=settings.clip
             )
         )
         # Its variables must be there to be restored.
@@ -104,6 +97,19 @@ def fit(
     )
     keeper.take_best()
     return keeper.history
+
+
+def schedule(
+    steps: int, settings: Any
+) -> tf_keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate by step: up in a line, then down as a cosine to a twentieth."""
+    return tf_keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, int(steps * (1 - settings.warmup))),
+        alpha=0.05,
+        warmup_target=settings.learning_rate,
+        warmup_steps=max(1, int(steps * settings.warmup)),
+    )
 
 
 class StopAtNaN(tf_keras.callbacks.Callback):

@@ -1,0 +1,140 @@
+"""Training: when it stops, what it keeps, and what it says when it cannot go on."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.model.test_recommender import RETRIEVAL, build, shop
+from tfrec_attn import config, fit
+
+
+def settings(**changes):
+    return config.validate({"train": {"batch_size": 8, "patience": 2, **changes}}).train
+
+
+def values(model):
+    return [variable.numpy() for variable in model.trainable_variables]
+
+
+class Validation:
+    """Answers with one figure after another, and keeps the weights it was asked about."""
+
+    def __init__(self, model, *figures):
+        self.model, self.figures, self.seen = model, list(figures), []
+
+    def __call__(self):
+        self.seen.append(values(self.model))
+        return {"ndcg@10": self.figures[len(self.seen) - 1], "hr@10": 0.5}
+
+
+def train(model, validate, out, *, resume=False, **changes):
+    return fit.fit(
+        model, shop()[0], validate, settings=settings(**changes), out=out, resume=resume
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run whose second epoch is its best, stopped after two more."""
+    out, model = tmp_path_factory.mktemp("run"), build(**RETRIEVAL)
+    validate = Validation(model, 0.1, 0.3, 0.3, 0.2, 0.9)
+    return out, model, validate, train(model, validate, out, epochs=5)
+
+
+def test_training_stops_after_epochs_without_a_better_figure(stopped):
+    _, _, validate, history = stopped
+    assert [line["ndcg@10"] for line in history] == [0.1, 0.3, 0.3, 0.2]
+    assert [line["epoch"] for line in history] == [1, 2, 3, 4]
+    assert len(validate.seen) == 4
+
+
+def test_the_weights_of_the_best_epoch_are_kept(stopped):
+    _, model, validate, _ = stopped
+    for kept, best, last in zip(
+        values(model), validate.seen[1], validate.seen[3], strict=True
+    ):
+        np.testing.assert_array_equal(kept, best)
+        assert kept.size < 2 or (kept != last).any() or (best == last).all()
+    assert any((a != b).any() for a, b in zip(*validate.seen[2:], strict=True))
+
+
+def test_the_history_is_a_line_an_epoch(stopped):
+    out, _, _, history = stopped
+    lines = (out / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
+    for line in history:
+        assert {"train_loss", "train_retrieval", "ndcg@10", "hr@10"} <= set(line)
+        assert np.isfinite(list(line.values())).all()
+
+
+def test_a_run_that_was_stopped_does_not_train_on(stopped):
+    out, _, validate, history = stopped
+    model = build(**RETRIEVAL)
+    again = train(model, Validation(model), out, epochs=5, resume=True)
+    assert again == history
+    for kept, best in zip(values(model), validate.seen[1], strict=True):
+        np.testing.assert_array_equal(kept, best)
+
+
+def test_a_line_without_its_checkpoint_is_trained_again(tmp_path):
+    """Killed between the two: the line was written, the state was not."""
+    model = build(**RETRIEVAL)
+    first = train(model, Validation(model, 0.1), tmp_path, epochs=1)
+    with (tmp_path / "history.jsonl").open("a") as lines:
+        lines.write('{"epoch": 2, "ndcg@10": 0.7}\n')
+    model = build(**RETRIEVAL)
+    history = train(model, Validation(model, 0.2), tmp_path, epochs=2, resume=True)
+    assert [line["ndcg@10"] for line in history] == [0.1, 0.2]
+    assert history[:1] == first
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_batch(tmp_path):
+    model = build(**RETRIEVAL)
+
+    def poison():
+        model.retrieval.log_scale.assign(np.nan)
+        return {"ndcg@10": 0.1}
+
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 2, batch 1 is nan: lower train\.l"
+    ):
+        train(model, poison, tmp_path, epochs=2)
+
+
+def test_the_batch_that_is_named_is_the_first_that_was_not_finite():
+    watch = fit.StopAtNaN()
+    watch.on_epoch_begin(4)
+    watch.on_train_batch_end(0, {"loss": 1.0})
+    with pytest.raises(FloatingPointError, match="epoch 5, batch 2 is inf"):
+        watch.on_train_batch_end(1, {"loss": float("inf")})
+
+
+def test_an_unknown_metric_is_named_with_those_there_are(tmp_path):
+    model = build(**RETRIEVAL)
+    with pytest.raises(
+        ValueError, match=r"train\.monitor='map@3' is none .*: ndcg@10, hr@10"
+    ):
+        train(model, Validation(model, 0.1), tmp_path, epochs=1, monitor="map@3")
+
+
+def test_the_rate_rises_to_its_peak_and_falls(tmp_path):
+    """20 epochs of as many steps; a tenth of them to warm up."""
+    steps = fit.batches.steps(shop()[0], 8)
+    rate = fit.schedule(20 * steps, settings(warmup=0.1, learning_rate=0.5))
+    found = [float(rate(step)) for step in range(20 * steps + 1)]
+    peak = 2 * steps
+    assert int(np.argmax(found)) == peak
+    np.testing.assert_allclose(
+        found[: peak + 1], 0.5 * np.arange(peak + 1) / peak, rtol=1e-5
+    )
+    assert (np.diff(found[peak:]) < 0).all()
+    np.testing.assert_allclose(found[-1], 0.05 * 0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "replicas"), [("one", 1), ("auto", 2), ("mirrored", 2)])
+def test_a_strategy_takes_one_device_or_all(name, replicas):
+    assert fit.strategy(name).num_replicas_in_sync == replicas
+    assert isinstance(fit.strategy(name), tf.distribute.MirroredStrategy) == (replicas > 1)
