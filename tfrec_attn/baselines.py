@@ -223,9 +223,11 @@ METHODS = {
     "constant": Method(constant),
     "popularity": Method(popularity),
     "category popularity": Method(category_popularity, {"prior": [0.1, 1, 10]}),
-    "item-kNN": Method(item_knn, {"neighbours": [50, 100, 200, 400], "shrink": [0, 20]}),
+    "item-kNN": Method(
+        item_knn, {"neighbours": [100, 200, 400, 800], "shrink": [0, 20, 100]}
+    ),
     "EASE": Method(ease, {"l2": [50, 100, 200, 400, 800, 1600]}),
     "implicit ALS": Method(
-        als, {"factors": [16, 32, 64], "regularization": [1, 10], "alpha": [1, 4]}
+        als, {"factors": [32, 64], "regularization": [0.1, 1, 10], "alpha": [1, 4]}
     ),
 }

@@ -42,30 +42,70 @@ class Row:
     validation: float | None = None
 
 
-def targets(prepared: Prepared, fold: str) -> Examples:
-    """The queries of a fold.
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """A fold, as every method is asked.
+
+    Attributes:
+      queries: Its events of a positive label that repeat no known item.
+      events: What a baseline is fitted to: all positive events known before it.
+      positive: `[labels]` bool.
+    """
+
+    queries: Examples
+    events: baselines.Events
+    positive: np.ndarray
+
+    def baseline(self, method: baselines.Method, settings: dict[str, Any]) -> ranking.Score:
+        """A baseline fitted to what is known before the fold."""
+        return ranking.of_baseline(method.fit(self.events, **settings), self.positive)
+
+    def ask(self, name: str, score: ranking.Score, ks, k: int = 0, **more) -> Row:
+        """One method's row.
+
+        Args:
+          name: Of the row.
+          score: The method.
+          ks: Lengths of the list at which metrics are measured.
+          k: Length of the lists that are kept.
+          **more: Other fields of the row.
+        """
+        begin, targets = time.perf_counter(), self.queries.targets.item
+        found = ranking.answers(score, self.queries, self.events.n_items, k=k)
+        per_query = metrics.ranked_metrics(found.rank, list(targets[:, None]), ks)
+        if k:
+            mean, took = per_query[f"ndcg@{k}"].mean(), time.perf_counter() - begin
+            logger.info("%s: NDCG@%d %.4f in %.1f s", name, k, mean, took)
+        return Row(name, found, per_query, **more)
+
+    def by_user(self, row: Row) -> dict[str, np.ndarray]:
+        """Metrics by name, `[users]`: the mean over a user's queries, in order of row."""
+        user = self.queries.user
+        count = np.bincount(user)
+        return {
+            name: (np.bincount(user, values) / np.maximum(count, 1))[count > 0]
+            for name, values in row.per_query.items()
+        }
+
+
+def fold(prepared: Prepared, name: str) -> Fold:
+    """The fold of that name, `validation` or `test`.
 
     Raises:
-      ValueError: When it has none.
+      ValueError: When it has no query.
     """
-    queries = prepared.held_out(fold)
+    queries = prepared.held_out(name)
     if not len(queries):
         raise ValueError(
-            f"The {fold} fold has no event with a label of examples.positives="
+            f"The {name} fold has no event with a label of examples.positives="
             f"{list(prepared.config.examples.positives)} that does not repeat a known "
             "item. Widen the setting, or choose another split."
         )
-    return queries
-
-
-def training_events(prepared: Prepared, fold: str) -> baselines.Events:
-    """What a baseline is fitted to: all events known before the fold that are positive."""
-    past = prepared.events(prepared.split.known(fold))
-    past = past.take(np.flatnonzero(prepared.label_is_positive[past.feedback]))
-    categories = _categories(prepared.items)
-    return baselines.Events(
-        past.user, past.item, len(prepared.users), len(prepared.items), categories
-    )
+    positive = prepared.label_is_positive
+    past = queries.history.take(np.flatnonzero(positive[queries.history.feedback]))
+    sizes = len(prepared.users), len(prepared.items)
+    events = baselines.Events(past.user, past.item, *sizes, _categories(prepared.items))
+    return Fold(queries, events, positive)
 
 
 def _categories(items: catalog.Catalog) -> sparse.csr_array | None:
@@ -83,128 +123,68 @@ def _categories(items: catalog.Catalog) -> sparse.csr_array | None:
     return sparse.csr_array(sparse.hstack(parts)) if parts else None
 
 
-def by_user(per_query: dict[str, np.ndarray], queries) -> dict[str, np.ndarray]:
-    """The mean over each user's queries, of the users who have one, in order of row."""
-    count = np.bincount(queries.user)
-    return {
-        name: (np.bincount(queries.user, values) / np.maximum(count, 1))[count > 0]
-        for name, values in per_query.items()
-    }
-
-
-def ask(
-    name: str, score: ranking.Score, queries, n_items: int, ks, k: int = 0, **more
-) -> Row:
-    """One method's row.
-
-    Args:
-      name: Of the row.
-      score: The method.
-      queries: Held-out events.
-      n_items: I.
-      ks: Lengths of the list at which metrics are measured.
-      k: Length of the lists that are kept.
-      **more: Other fields of the row.
-    """
-    begin = time.perf_counter()
-    found = ranking.answers(score, queries, n_items, k=k)
-    per_query = metrics.ranked_metrics(found.rank, list(queries.targets.item[:, None]), ks)
-    if k:
-        mean, took = per_query[f"ndcg@{k}"].mean(), time.perf_counter() - begin
-        logger.info("%s: NDCG@%d %.4f in %.1f s", name, k, mean, took)
-    return Row(name, found, per_query, **more)
-
-
 def baseline_rows(
-    prepared: Prepared, fold: str, ks, k: int, left_out: dict[str, str]
+    validation: Fold, asked: Fold, ks, k: int, left_out: dict[str, str]
 ) -> Iterator[Row]:
-    """The baselines, each tuned on the validation fold and fitted to what precedes `fold`.
+    """The baselines, tuned on one fold and asked another.
 
     Args:
-      prepared: The run's data.
-      fold: `validation` or `test`.
-      ks, k: See `ask`.
+      validation, asked: The two; they may be one.
+      ks, k: See `Fold.ask`.
       left_out: Gets the reason of each baseline that cannot be had, by name.
     """
-    queries, events = targets(prepared, fold), training_events(prepared, fold)
     for name, method in baselines.METHODS.items():
         try:
-            settings, reached = tune(method, prepared)
-            score = ranking.of_baseline(
-                method.fit(events, **settings), prepared.label_is_positive
-            )
+            settings, reached = tune(method, validation)
+            score = asked.baseline(method, settings)
         except baselines.UnavailableError as error:
             left_out[name] = str(error)
             continue
-        yield ask(
-            name,
-            score,
-            queries,
-            events.n_items,
-            ks,
-            k,
-            settings=settings,
-            validation=reached,
-        )
+        yield asked.ask(name, score, ks, k, settings=settings, validation=reached)
 
 
-def tune(
-    method: baselines.Method, prepared: Prepared
-) -> tuple[dict[str, Any], float | None]:
-    """The settings of the best `TUNED_BY` on the validation fold, and that figure."""
+def tune(method: baselines.Method, validation: Fold) -> tuple[dict[str, Any], float | None]:
+    """The settings of the best `TUNED_BY`, and that figure where there was a choice."""
     tried = list(method.settings())
     if len(tried) == 1:
         return tried[0], None
-    queries = targets(prepared, "validation")
-    events = training_events(prepared, "validation")
-    reached = []
-    for settings in tried:
-        score = ranking.of_baseline(
-            method.fit(events, **settings), prepared.label_is_positive
-        )
-        row = ask(method.fit.__name__, score, queries, events.n_items, (10,))
-        reached.append(metrics.summary(by_user(row.per_query, queries))[TUNED_BY])
+    rows = (validation.ask("", validation.baseline(method, s), (10,)) for s in tried)
+    reached = [float(validation.by_user(row)[TUNED_BY].mean()) for row in rows]
     best = int(np.argmax(reached))
     return tried[best], reached[best]
 
 
-def model_rows(
-    model, run: Path, prepared: Prepared, fold: str, ks, k: int
-) -> Iterator[Row]:
+def model_rows(model, run: Path, asked: Fold, shortlist: int, ks, k: int) -> Iterator[Row]:
     """The model before training, its retrieval alone, and both stages.
 
     Args:
       model: Untrained; has the weights of `run` at the end.
       run: The run's folder.
-      prepared: Its data.
-      fold: `validation` or `test`.
-      ks, k: See `ask`.
+      asked: The fold.
+      shortlist: Items to re-rank; 0 where the retrieval is served alone.
+      ks, k: See `Fold.ask`.
     """
-    queries, shortlist = targets(prepared, fold), prepared.config.index.shortlist
-    row = lambda name, size: ask(
-        name, ranking.of_model(model, size), queries, len(prepared.items), ks, k
-    )
-    yield row("untrained", shortlist)
+    yield asked.ask("untrained", ranking.of_model(model, shortlist), ks, k)
     runs.restore(model, run)
-    yield row("retrieval", 0)
+    yield asked.ask("retrieval", ranking.of_model(model, 0), ks, k)
     if shortlist:
-        yield row("retrieval + ranking", shortlist)
+        yield asked.ask("retrieval + ranking", ranking.of_model(model, shortlist), ks, k)
 
 
-def figures(row: Row, best: Row, queries, percentile: np.ndarray, k: int) -> dict[str, Any]:
+def figures(
+    row: Row, best: Row, asked: Fold, percentile: np.ndarray, k: int
+) -> dict[str, Any]:
     """A row as plain values: means over users with their intervals, and what is listed.
 
     Args:
       row, best: The row, and the one it is compared with, user by user.
-      queries: That both answered.
+      asked: The fold that both answered.
       percentile: `[I]` popularity of each item.
       k: Length of the lists.
     """
-    values = by_user(row.per_query, queries)
+    values = asked.by_user(row)
     bounds = metrics.bootstrap(np.stack(list(values.values()), 1))
-    gain = metrics.bootstrap(
-        by_user(best.per_query, queries)[f"ndcg@{k}"], values[f"ndcg@{k}"]
-    )
+    gain = metrics.bootstrap(asked.by_user(best)[f"ndcg@{k}"], values[f"ndcg@{k}"])
     return {
         "settings": row.settings,
         f"validation {TUNED_BY}": row.validation,

@@ -36,33 +36,24 @@ def evaluate(
     Raises:
       ValueError: When the fold has no event with a label of `examples.positives`.
     """
-    queries = comparison.targets(prepared, fold)
+    asked = comparison.fold(prepared, fold)
     shortlist = prepared.config.index.shortlist if shortlist is None else shortlist
-    score = ranking.of_model(model, shortlist)
-    row = comparison.ask("model", score, queries, len(prepared.items), KS)
-    return comparison.by_user(row.per_query, queries)
+    return asked.by_user(asked.ask("", ranking.of_model(model, shortlist), KS))
 
 
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
     """Mean metrics of the rows that cost little: chance, popularity, and the model."""
-    queries = comparison.targets(prepared, fold)
-    events = comparison.training_events(prepared, fold)
+    asked = comparison.fold(prepared, fold)
     scores = {
-        name: ranking.of_baseline(
-            baselines.METHODS[name].fit(events), prepared.label_is_positive
-        )
+        name: asked.baseline(baselines.METHODS[name], {})
         for name in ("random", "popularity")
     }
     scores["retrieval"] = ranking.of_model(model, 0)
     if shortlist := prepared.config.index.shortlist:
         scores["retrieval + ranking"] = ranking.of_model(model, shortlist)
-    found = {
-        name: comparison.ask(name, score, queries, events.n_items, KS)
-        for name, score in scores.items()
-    }
     return {
-        name: metrics.summary(comparison.by_user(row.per_query, queries))
-        for name, row in found.items()
+        name: metrics.summary(asked.by_user(asked.ask(name, score, KS)))
+        for name, score in scores.items()
     }
 
 
@@ -98,11 +89,12 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
     ks = sorted(set(ks))
     k = ks[len(ks) // 2]
     model, prepared = runs.untrained(folder)
-    queries = comparison.targets(prepared, fold)
+    asked, validation = (comparison.fold(prepared, f) for f in (fold, "validation"))
+    queries, events = asked.queries, asked.events
     left_out: dict[str, str] = {}
-    rows = list(comparison.baseline_rows(prepared, fold, ks, k, left_out))
-    rows += comparison.model_rows(model, folder, prepared, fold, ks, k)
-    events = comparison.training_events(prepared, fold)
+    rows = list(comparison.baseline_rows(validation, asked, ks, k, left_out))
+    shortlist = prepared.config.index.shortlist
+    rows += comparison.model_rows(model, folder, asked, shortlist, ks, k)
     counts = np.bincount(events.item, minlength=events.n_items)
     percentile = stats.rankdata(counts) / len(counts)
     seen = queries.stop - examples.begins(queries.history, queries.user)
@@ -118,7 +110,7 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
         "items": events.n_items,
         "protocol": report.protocol(prepared, fold, queries),
         "rows": {
-            row.name: comparison.figures(row, rows[-1], queries, percentile, k)
+            row.name: comparison.figures(row, rows[-1], asked, percentile, k)
             for row in rows
         },
         "left_out": left_out,

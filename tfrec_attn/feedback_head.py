@@ -7,7 +7,7 @@ import tensorflow as tf
 from sklearn.metrics import classification_report, roc_auc_score
 
 from tfrec_attn import ranking
-from tfrec_attn.data import batches, examples
+from tfrec_attn.data import examples
 from tfrec_attn.labels import LABELS
 from tfrec_attn.pipeline import Prepared
 
@@ -75,8 +75,9 @@ def predict(model, prepared: Prepared, fold: str) -> tuple[np.ndarray, np.ndarra
     queries = examples.make(past, asked, length=prepared.config.examples.history)
     matrices = model.encode_items()
     found = []
-    for batch in batches.in_order(queries, ranking.LARGEST_BATCH):
-        user, rows = ranking.users(model, matrices, batch), batch["target"]
+    for index in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
+        user = ranking.users(model, matrices, queries, index)
+        rows = queries.targets.item[index][:, None]
         score = ranking.rank(model, user, matrices, rows)[:, 0]
         pooled = tf.gather(matrices.pooled, rows[:, 0])
         found.append(tf.nn.softmax(model.feedback(user.query, pooled, score)).numpy())

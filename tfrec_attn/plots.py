@@ -29,12 +29,12 @@ def learning_curves(history: Sequence[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def methods(rows: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
+def methods(rows: Mapping[str, Any], names: Mapping[str, str], path: Path) -> None:
     """Each method's mean and interval, a panel a metric.
 
     Args:
       rows: By method; `metrics` of each holds `mean`, `low` and `high` by metric.
-      names: Metrics to show.
+      names: Metrics to show, and how they are called.
       path: PNG to write.
     """
     matplotlib.use("Agg")
@@ -42,12 +42,12 @@ def methods(rows: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
 
     height = 1.2 + 0.35 * len(rows)
     figure, axes = plt.subplots(1, len(names), sharey=True, figsize=(10, height))
-    for axis, name in zip(axes, names, strict=True):
+    for axis, (name, title) in zip(axes, names.items(), strict=True):
         for place, row in enumerate(rows.values()):
             value = row["metrics"][name]
             axis.plot([value["low"], value["high"]], [place] * 2, color="tab:blue")
             axis.plot(value["mean"], place, "o", color="tab:blue")
-        axis.set(xlabel=name, xlim=(0, None))
+        axis.set(xlabel=title, xlim=(0, None))
         axis.grid(alpha=0.3)
     axes[0].set_yticks(range(len(rows)), rows)
     axes[0].invert_yaxis()

@@ -5,7 +5,7 @@ is left out for each of them, `[B, I]` bool, to `[B, I]` scores. Every query has
 Letters: Q queries, B queries of a batch, I items.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -44,8 +44,7 @@ def answers(score: Score, queries: Examples, n_items: int, *, k: int = 0) -> Ans
     known = metrics.item_lists(history.user, history.item, n_users)
     rank, listed = [], []
     size = max(1, min(LARGEST_BATCH, MOST_SCORES // n_items))
-    for start in range(0, len(queries), size):
-        index = np.arange(start, min(start + size, len(queries)))
+    for index in chunks(len(queries), size):
         target = queries.targets.item[index]
         left_out = [
             known.indices[slice(*known.indptr[u : u + 2])] for u in queries.user[index]
@@ -92,8 +91,7 @@ def of_model(model, shortlist: int) -> Score:
     matrices = model.encode_items()
 
     def score(queries, index, blocked):
-        batch = {k: tf.constant(v) for k, v in batches.gather(queries, index).items()}
-        user = users(model, matrices, batch)
+        user = users(model, matrices, queries, index)
         cosine = tf.matmul(user.query, matrices.pooled, transpose_b=True)
         if not shortlist:
             return cosine.numpy()
@@ -108,19 +106,21 @@ def of_model(model, shortlist: int) -> Score:
     return score
 
 
-def users(model, matrices, batch):
-    """The `recommender.UserState` of each query of one target."""
+def chunks(count: int, size: int) -> Iterator[np.ndarray]:
+    """0 to `count`, at most `size` at a time."""
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))
+
+
+def users(model, matrices, queries: Examples, index: np.ndarray):
+    """The `recommender.UserState` of the queries at `index`."""
+    batch = batches.gather(queries, index)
+    shown = {name: batch[name] for name in ("history", "history_feedback", "history_time")}
+    moment = {"seen": batch["target_seen"][:, 0], "time": batch["target_time"][:, 0]}
     return model.users_at(
         model.users.rows(batch["user"]),
         matrices.vector,
-        {
-            **{
-                name: batch[name]
-                for name in ("history", "history_feedback", "history_time")
-            },
-            "seen": tf.squeeze(batch["target_seen"], 1),
-            "time": tf.squeeze(batch["target_time"], 1),
-        },
+        {name: tf.constant(value) for name, value in (shown | moment).items()},
     )
 
 

@@ -50,7 +50,8 @@ def protocol(prepared: Prepared, fold: str, queries: examples.Examples) -> list[
     same = later - queries.stop
     after = np.searchsorted(past.user, user, side="right") - later
     every = prepared.events(np.arange(len(prepared.tables.interactions)))
-    tied = (np.diff(every.user) == 0) & (np.diff(every.time) == 0)
+    tied = np.zeros(len(every), bool)
+    tied[1:] = (np.diff(every.user) == 0) & (np.diff(every.time) == 0)
     asked = prepared.events(getattr(split, fold))
     positives = prepared.label_is_positive[asked.feedback]
     share = lambda part: f"{part.sum()} of {len(part)}"
@@ -105,7 +106,8 @@ def write(result: Mapping[str, Any], folder: Path) -> None:
     """Writes `report.md`, `report.html` and their pictures to the run's folder."""
     k = result["k"]
     pictures = {"The methods": "methods.png"}
-    plots.methods(result["rows"], (f"ndcg@{k}", f"hit@{k}"), folder / "methods.png")
+    shown = {f"{metric}@{k}": f"{NAMES[metric]}@{k}" for metric in ("ndcg", "hit")}
+    plots.methods(result["rows"], shown, folder / "methods.png")
     for number, (title, groups) in enumerate(result["groups"].items()):
         if groups:
             name = f"groups_{number}.png"
@@ -152,7 +154,7 @@ def _interval(value: Mapping[str, float]) -> str:
 
 
 def _main(result) -> str:
-    k = result["k"]
+    k, last = result["k"], list(result["rows"])[-1]
     return table(
         {
             "method": name,
@@ -162,7 +164,7 @@ def _main(result) -> str:
             },
             f"coverage@{k}": f"{row[f'coverage@{k}']:.3f}",
             f"popularity@{k}": f"{row[f'popularity@{k}']:.3f}",
-            "difference": _interval(row[f"difference ndcg@{k}"]),
+            "difference": _interval(row[f"difference ndcg@{k}"]) if name != last else "",
         }
         for name, row in result["rows"].items()
     )
