@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tfrec_attn import assets, doctor
+from tfrec_attn import assets, doctor, installed
 from tfrec_attn.doctor import FAIL, NOTE, OK, WARN
 
 
@@ -18,11 +18,17 @@ def only(check):
     return finding
 
 
-def installed(**versions):
-    """The doctor's look-up of versions, with some of them replaced."""
-    replaced = {name.replace("_", "-"): version for name, version in versions.items()}
-    look_up = doctor._installed
-    return lambda name: replaced[name] if name in replaced else look_up(name)
+@pytest.fixture
+def pretend(monkeypatch):
+    """Replaces some of the installed versions: `pretend(numpy="1.0", polars=None)`."""
+    look_up = installed.version
+
+    def replace(**versions):
+        replaced = {name.replace("_", "-"): version for name, version in versions.items()}
+        get = lambda name: replaced[name] if name in replaced else look_up(name)
+        monkeypatch.setattr(installed, "version", get)
+
+    return replace
 
 
 def run(*argv, **environment):
@@ -91,8 +97,9 @@ def test_python(monkeypatch):
     )
 
 
-def test_versions_that_differ_from_the_pins():
-    found = list(doctor._unlike_pins("", installed(numpy="1.0", polars=None)))
+def test_versions_that_differ_from_the_pins(pretend):
+    pretend(numpy="1.0", polars=None)
+    found = list(doctor.versions())
     assert [(row.check, row.status) for row in found] == [
         ("version of polars", FAIL),
         ("version of numpy", WARN),
@@ -102,17 +109,27 @@ def test_versions_that_differ_from_the_pins():
 
 
 @pytest.mark.parametrize("name", ["tf-keras", "tensorflow-text", "tensorflow-serving-api"])
-def test_tensorflows_family_must_agree(name):
-    odd = {"tensorflow": "2.20.0", "tf_keras": "2.20.1", name.replace("-", "_"): "2.2.0"}
-    finding = only(doctor._one_tensorflow(installed(**odd)))
+def test_tensorflows_family_must_agree(name, pretend):
+    pretend(**{name.replace("-", "_"): "2.2.0"})
+    check = doctor.extras if name == "tensorflow-serving-api" else doctor.versions
+    (finding,) = [row for row in check() if row.status not in (OK, NOTE)]
     assert (finding.check, finding.status) == (f"version of {name}", FAIL)
+    assert finding.found.startswith(
+        "2.2.0: its minor version is not that of tensorflow 2.2"
+    )
     assert finding.do == f"pip install '{name}~=2.20.0'"
 
 
-@pytest.mark.parametrize(("version", "count"), [("4.54.1", 0), ("4.55.0", 1), ("5.0.0", 1)])
-def test_transformers_that_cannot_read_bert(version, count):
-    found = list(doctor._readable_bert(installed(transformers=version)))
-    assert [row.status for row in found] == [FAIL] * count
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("4.54.1", OK), ("4.53.0", WARN), ("4.55.0", FAIL), ("5.0.0", FAIL)],
+)
+def test_transformers_that_cannot_read_bert(version, status, pretend):
+    pretend(transformers=version)
+    finding = only(doctor.versions())
+    assert finding.status == status
+    if status == FAIL:
+        assert finding.do == "pip install 'transformers>=4.53,<4.55'"
 
 
 def test_a_refused_keras_tells_the_way_out(monkeypatch):
@@ -168,8 +185,8 @@ def test_damaged_assets_are_told_file_by_file(monkeypatch, tmp_path):
     assert minilm.status == NOTE
 
 
-def test_missing_extras_are_notes(monkeypatch):
-    monkeypatch.setattr(doctor, "_installed", installed(grpcio=None))
+def test_missing_extras_are_notes(pretend):
+    pretend(grpcio=None)
     (row,) = [row for row in doctor.extras() if row.check == "extra serve"]
     assert (row.status, row.found) == (NOTE, "without grpcio")
     assert "pip install '.[serve]'" in row.do

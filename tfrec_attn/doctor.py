@@ -16,20 +16,15 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tfrec_attn import keras_binding
+from tfrec_attn import installed, keras_binding
 
 OK, NOTE, WARN, FAIL = "ok", "note", "warn", "fail"
 
 # Room for the assets, a few runs and their exports; a run of the example needs 0.2 GB.
 _ENOUGH, _LEAST = 2e9, 5e8
-# Outside of these TFBertModel cannot read safetensors, or is not there any more.
-_TRANSFORMERS = ">=4.53,<4.55"
-# These link TensorFlow's C++ or wrap its Python, and come out with it.
-_SAME_MINOR = ("tf-keras", "tensorflow-text", "tensorflow-serving-api")
 _OPTIONAL = {
     "serve": "the embedded server and the gRPC client",
     "keras3": "the scorer as a Keras 3 layer",
@@ -77,64 +72,20 @@ def python() -> Iterator[Finding]:
 
 def versions() -> Iterator[Finding]:
     """The installed packages against the pins that the distribution was built with."""
-    wrong = list(_unlike_pins("", _installed))
-    yield from wrong
-    yield from _one_tensorflow(_installed)
-    yield from _readable_bert(_installed)
-    if not wrong:
-        yield Finding("versions", OK, "every required package has its pinned version")
+    wrong = [_version(mismatch) for mismatch in installed.mismatches()]
+    yield from wrong or [
+        Finding("versions", OK, "every required package has its pinned version")
+    ]
 
 
-def _unlike_pins(extra: str, installed: Callable[[str], str | None]) -> Iterator[Finding]:
-    for requirement in _pins(extra):
-        name, pinned = requirement.name, str(requirement.specifier)
-        got = installed(name)
-        install = f"pip install '{name}{pinned}'"
-        if got is None:
-            yield Finding(f"version of {name}", FAIL, "not installed", install)
-        elif not requirement.specifier.contains(got, prereleases=True):
-            found = f"{got}; the tests ran with {pinned.lstrip('=')}"
-            yield Finding(f"version of {name}", WARN, found, install)
-
-
-def _one_tensorflow(installed: Callable[[str], str | None]) -> Iterator[Finding]:
-    tensorflow = installed("tensorflow") or ""
-    minor = ".".join(tensorflow.split(".")[:2])
-    for name in _SAME_MINOR:
-        got = installed(name)
-        if tensorflow and got and not got.startswith(f"{minor}."):
-            found = f"{got} beside tensorflow {tensorflow}: the minor versions must agree"
-            yield Finding(
-                f"version of {name}", FAIL, found, f"pip install '{name}~={minor}.0'"
-            )
-
-
-def _readable_bert(installed: Callable[[str], str | None]) -> Iterator[Finding]:
-    from packaging.specifiers import SpecifierSet
-
-    got = installed("transformers")
-    if got and got not in SpecifierSet(_TRANSFORMERS):
-        found = f"{got} has no TFBertModel that reads safetensors: {_TRANSFORMERS} does"
-        way_out = f"pip install 'transformers{_TRANSFORMERS}'"
-        yield Finding("version of transformers", FAIL, found, way_out)
-
-
-def _pins(extra):
-    from packaging.requirements import Requirement
-
-    for line in metadata.requires("tfrec-attn") or ():
-        requirement = Requirement(line)
-        marker = requirement.marker
-        plain = marker is None or marker.evaluate({"extra": ""})
-        if plain != bool(extra) and (marker is None or marker.evaluate({"extra": extra})):
-            yield requirement
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def _version(wrong: installed.Mismatch) -> Finding:
+    check, install = f"version of {wrong.name}", f"pip install '{wrong.name}{wrong.wanted}'"
+    if wrong.found is None:
+        return Finding(check, FAIL, "not installed", install)
+    if wrong.why:
+        return Finding(check, FAIL, f"{wrong.found}: {wrong.why}", install)
+    found = f"{wrong.found}; the tests ran with {wrong.wanted.lstrip('=')}"
+    return Finding(check, WARN, found, install)
 
 
 def keras() -> Iterator[Finding]:
@@ -260,19 +211,14 @@ def whole_assets() -> Iterator[Finding]:
 
 def extras() -> Iterator[Finding]:
     for extra, use in _OPTIONAL.items():
-        missing = [pin.name for pin in _pins(extra) if _installed(pin.name) is None]
+        wrong = list(installed.mismatches(extra))
+        missing = [mismatch.name for mismatch in wrong if mismatch.found is None]
         way_out = f"For {use}, in the package's folder: pip install '.[{extra}]'"
         if missing:
             yield Finding(f"extra {extra}", NOTE, f"without {', '.join(missing)}", way_out)
         else:
             yield Finding(f"extra {extra}", OK, use)
-        yield from _unlike_pins_there(extra)
-
-
-def _unlike_pins_there(extra):
-    for finding in _unlike_pins(extra, _installed):
-        if finding.status == WARN:
-            yield finding
+        yield from (_version(mismatch) for mismatch in wrong if mismatch.found)
 
 
 def _assets():
@@ -290,7 +236,7 @@ _CHECKS: tuple[tuple[str, Callable[[], Iterator[Finding]], str], ...] = (
     ("determinism", determinism, "Hide the device with CUDA_VISIBLE_DEVICES=-1."),
     ("tensorflow-text", tensorflow_text, _TEXT),
     ("cache", cache, "Point TFREC_ATTN_CACHE to another folder."),
-    ("disk", disk, ""),
+    ("disk", disk, "Look whether the disks of this folder and of the cache are there."),
     ("assets", whole_assets, "python -m tfrec_attn.assets --check"),
     ("extras", extras, _INSTALL),
 )
@@ -316,8 +262,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead")
     args = parser.parse_args(argv)
-    # TensorFlow's remarks on its own build would stand between the rows.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # TensorFlow's remarks, also on a GPU that is not there, would stand between the rows.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     found = []
     for finding in findings():
         found.append(finding)

@@ -30,13 +30,19 @@ def recommender_live(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shop_live(tmp_path_factory):
+def shop_base(tmp_path_factory):
+    """The model folder that `shop_live` serves."""
+    return tmp_path_factory.mktemp("models") / "shop"
+
+
+@pytest.fixture(scope="session")
+def shop_live(shop_base, tmp_path_factory):
     """The shop's model, its data, and a running server of what was exported of it."""
     from tfrec_attn import export
     from tfrec_attn.serve.export import write
 
     folder = tmp_path_factory.mktemp("shop")
     model, prepared = shop.untrained(folder, shortlist=11, max_k=13)
-    write(export.served(model, prepared), folder / "models/shop", 1)
-    with toys.live(folder / "models/shop", "shop") as (running, _):
+    write(export.served(model, prepared), shop_base, 1)
+    with toys.live(shop_base, "shop") as (running, _):
         yield model, prepared, running

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import shop
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_attn.serve.client import Client, ServerError
 from tfrec_attn.serve.export import free_version
+from tfrec_attn.serve.servable import WARM_UP_FILE
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,20 @@ def test_numbers_are_read_as_they_are_written(client):
         for age in ("40", " 40 ", "+4e1", "40.0")
     ]
     np.testing.assert_allclose(answers, answers[0])
+
+
+def test_every_signature_is_warm_before_the_server_is_ready(shop_live, shop_base):
+    logs = [
+        prediction_log_pb2.PredictionLog.FromString(record)
+        for record in tf.data.TFRecordDataset(
+            str(shop_base / "1" / WARM_UP_FILE)
+        ).as_numpy_iterator()
+    ]
+    specs = [log.predict_log.request.model_spec for log in logs]
+    names = {"serving_default", "score", "embed_user", "embed_item", "explain"}
+    assert {spec.signature_name for spec in specs} == names
+    assert {spec.name for spec in specs} == {"shop"}
+    assert [path.name for path in shop_base.iterdir()] == ["1"]
 
 
 def test_versions(tmp_path):

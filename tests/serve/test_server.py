@@ -252,7 +252,9 @@ def test_a_port_that_would_be_shared_is_busy_too():
     """Or a second server would start, and the system deal each of them half the calls."""
     with (
         socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken,
-        pytest.raises(OSError, match=r"Address already in use\. Choose another port with --"),
+        pytest.raises(
+            OSError, match=r"Address already in use\. Choose another port with --"
+        ),
     ):
         server.start(model_server.ModelServer([]), "127.0.0.1", taken.getsockname()[1], 0)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfrec_attn.serve.servable import WARM_UP_FILE
 from tfrec_attn.serve.served import Served
 
 
@@ -42,16 +43,24 @@ def signatures(served: Served) -> dict[str, Any]:
     }
 
 
+def unknown(specs, batch: int) -> dict[str, tf.Tensor]:
+    """Inputs that say nothing, by name: "" and 0."""
+    return {
+        name: tf.zeros([batch, *[1 for _ in spec.shape[1:]]], spec.dtype)
+        for name, spec in specs.items()
+    }
+
+
 def request(served: Served, users, k: int = 10) -> dict[str, tf.Tensor]:
     """A `serving_default` request that only says who asks."""
     batch = len(users)
-    made = {"user_id": tf.constant(list(users), tf.string)}
-    for name, spec in served.user_specs().items():
-        if name not in made:
-            shape = [batch, *[1 for _ in spec.shape[1:]]]
-            made[name] = tf.zeros(shape, spec.dtype)
     empty = tf.fill([batch, 1], "")
-    return made | {"k": tf.fill([batch], k), "exclude": empty, "candidates": empty}
+    return unknown(served.user_specs(), batch) | {
+        "user_id": tf.constant(list(users), tf.string),
+        "k": tf.fill([batch], k),
+        "exclude": empty,
+        "candidates": empty,
+    }
 
 
 def free_version(base: Path, version: int | None = None) -> int:
@@ -92,8 +101,9 @@ def write(served: Served, base: Path, version: int, *, check=lambda reloaded: No
     base.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
     try:
-        tf.saved_model.save(served, str(partial), signatures=signatures(served))
-        _write_warm_up(partial, served, base.resolve().name)
+        calls = signatures(served)
+        tf.saved_model.save(served, str(partial), signatures=calls)
+        _write_warm_up(partial, calls, base.resolve().name)
         check(tf.saved_model.load(str(partial)))
         os.chmod(partial, 0o755)
         partial.rename(base / str(version))
@@ -102,19 +112,23 @@ def write(served: Served, base: Path, version: int, *, check=lambda reloaded: No
     return base / str(version)
 
 
-def _write_warm_up(folder: Path, served: Served, name: str) -> None:
+def _write_warm_up(folder: Path, signatures: dict[str, Any], model: str) -> None:
     """Requests that a server replays before it says that it is ready."""
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-    place = folder / "assets.extra"
-    place.mkdir()
-    with tf.io.TFRecordWriter(str(place / "tf_serving_warmup_requests")) as writer:
-        for batch in (1, 8):
-            call = predict_pb2.PredictRequest()
-            call.model_spec.name, call.model_spec.signature_name = name, "serving_default"
-            for key, value in request(served, [""] * batch).items():
-                call.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-            log = prediction_log_pb2.PredictionLog(
-                predict_log=prediction_log_pb2.PredictLog(request=call)
-            )
-            writer.write(log.SerializeToString())
+    place = folder / WARM_UP_FILE
+    place.parent.mkdir()
+    with tf.io.TFRecordWriter(str(place)) as writer:
+        for name, function in signatures.items():
+            for batch in (1, 8):
+                inputs = unknown(function.structured_input_signature[1], batch)
+                if "k" in inputs:
+                    inputs["k"] = tf.fill([batch], 10)
+                call = predict_pb2.PredictRequest()
+                call.model_spec.name, call.model_spec.signature_name = model, name
+                for key, value in inputs.items():
+                    call.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+                log = prediction_log_pb2.PredictionLog(
+                    predict_log=prediction_log_pb2.PredictLog(request=call)
+                )
+                writer.write(log.SerializeToString())
