@@ -19,7 +19,7 @@ from tfrec_attn import (
     report,
     train,
 )
-from tfrec_attn.data import examples
+from tfrec_attn.data import catalog, examples
 from tfrec_attn.model.recommender import ItemMatrices, UserState
 
 ITEMS = 7
@@ -167,6 +167,41 @@ def test_what_is_listed_and_by_how_much_the_last_row_is_better(fold):
     assert gain["mean"] == pytest.approx(want.mean())
     assert gain["low"] == pytest.approx(want.min())
     assert found["metrics"]["hit@3"]["mean"] == fold.by_user(worse)["hit@3"].mean()
+
+
+class Data:
+    """What `comparison.fold` reads of a run."""
+
+    users, label_is_positive = range(2), POSITIVE
+
+    def __init__(self, queries, items):
+        self.held_out, self.items = lambda name: queries, items
+
+
+def test_a_drawn_part_of_a_fold_is_asked_as_the_whole_is(queries):
+    columns = {
+        "kind": catalog.Column("category", vocabulary=("a", "b")),
+        "tags": catalog.Column("categories", vocabulary=("x", "y", "z")),
+        "price": catalog.Column("number", knots=(0.0, 1.0)),
+    }
+    kind, tags = np.array([1, 2, 0, 1, 1, 1, 2]), np.zeros((ITEMS, 2), int)
+    tags[3] = [1, 3]
+    features = {"kind": kind, "tags": tags, "price": np.ones(ITEMS)}
+    data = Data(queries, catalog.Catalog(np.arange(ITEMS), [], columns, features))
+    part, whole = comparison.fold(data, "test", most=2), comparison.fold(data, "test")
+    assert (len(part.queries), len(whole.queries)) == (2, 3)
+    own = np.isin(whole.queries.targets.row, part.queries.targets.row)
+    for fold in (part, whole):
+        # The dislike of item 2 is no event to fit to.
+        assert fold.events.item.tolist() == [1, 3, 4, 5]
+        assert fold.events.categories.toarray()[[1, 2, 3]].tolist() == [
+            [0, 1, 0, 0, 0],
+            [0, 0, 0, 0, 0],
+            [1, 0, 1, 0, 1],
+        ]
+    rank = whole.ask("", fixed(SCORES), (2,)).answers.rank
+    again = part.ask("", fixed(np.array(SCORES)[own]), (2,)).answers.rank
+    assert again.tolist() == rank[own].tolist()
 
 
 def test_groups_hold_all_queries_and_their_own_mean():

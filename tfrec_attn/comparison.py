@@ -15,12 +15,12 @@ import polars as pl
 from scipy import sparse
 
 from tfrec_attn import baselines, metrics, ranking, runs
-from tfrec_attn.data import catalog
-from tfrec_attn.data.examples import Examples
+from tfrec_attn.data import catalog, examples
 from tfrec_attn.pipeline import Prepared
 
 logger = logging.getLogger(__name__)
 TUNED_BY = "ndcg@10"
+TUNING_QUERIES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Fold:
       positive: `[labels]` bool.
     """
 
-    queries: Examples
+    queries: examples.Examples
     events: baselines.Events
     positive: np.ndarray
 
@@ -88,13 +88,22 @@ class Fold:
         }
 
 
-def fold(prepared: Prepared, name: str) -> Fold:
-    """The fold of that name, `validation` or `test`.
+def fold(prepared: Prepared, name: str, most: int | None = None) -> Fold:
+    """A fold of a run.
+
+    Args:
+      prepared: The run's data.
+      name: `validation` or `test`.
+      most: Queries to draw where there are more, always the same; all by default.
 
     Raises:
       ValueError: When it has no query.
     """
     queries = prepared.held_out(name)
+    if most is not None and len(queries) > most:
+        drawn = np.random.default_rng(0).choice(len(queries), most, replace=False)
+        targets = queries.targets.take(np.sort(drawn))
+        queries = examples.make(queries.history, targets, length=queries.length)
     if not len(queries):
         raise ValueError(
             f"The {name} fold has no event with a label of examples.positives="
@@ -232,7 +241,9 @@ def groups(rows: list[Row], of: np.ndarray, name: str, parts: int = 4) -> list[d
     return found
 
 
-def write_ranks(rows: list[Row], queries: Examples, prepared: Prepared, path: Path) -> None:
+def write_ranks(
+    rows: list[Row], queries: examples.Examples, prepared: Prepared, path: Path
+) -> None:
     """A CSV line a query: whose, of which item, and its rank by each method."""
     pl.DataFrame(
         {

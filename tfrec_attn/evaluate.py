@@ -17,7 +17,12 @@ KS = (5, 10, 20)
 
 
 def evaluate(
-    model, prepared: Prepared, fold: str, *, shortlist: int | None = None
+    model,
+    prepared: Prepared,
+    fold: str,
+    *,
+    shortlist: int | None = None,
+    most: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of each user over the whole catalogue, items known of the user left out.
 
@@ -29,6 +34,7 @@ def evaluate(
       prepared: The run's data.
       fold: `validation` or `test`.
       shortlist: Items to re-rank; 0 is the retrieval alone; the config's by default.
+      most: Queries to draw where there are more; all by default.
 
     Returns:
       `ndcg@k`, `hit@k`, `mrr`, … each `[users with a target]`.
@@ -36,7 +42,7 @@ def evaluate(
     Raises:
       ValueError: When the fold has no event with a label of `examples.positives`.
     """
-    asked = comparison.fold(prepared, fold)
+    asked = comparison.fold(prepared, fold, most)
     shortlist = prepared.config.index.shortlist if shortlist is None else shortlist
     return asked.by_user(asked.ask("", ranking.of_model(model, shortlist), KS))
 
@@ -89,7 +95,8 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
     ks = sorted(set(ks))
     k = ks[len(ks) // 2]
     model, prepared = runs.untrained(folder)
-    asked, validation = (comparison.fold(prepared, f) for f in (fold, "validation"))
+    asked = comparison.fold(prepared, fold)
+    validation = comparison.fold(prepared, "validation", comparison.TUNING_QUERIES)
     queries, events = asked.queries, asked.events
     left_out: dict[str, str] = {}
     rows = list(comparison.baseline_rows(validation, asked, ks, k, left_out))

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from markdown_it import MarkdownIt
 
-from tfrec_attn import plots
+from tfrec_attn import comparison, plots
 from tfrec_attn.data import examples
 from tfrec_attn.pipeline import Prepared
 
@@ -81,7 +81,7 @@ def protocol(prepared: Prepared, fold: str, queries: examples.Examples) -> list[
         "strictly before the target's time, however many. The model's weights come from "
         "the training fold alone, and it sees the last "
         f"{prepared.config.examples.history} events. Settings are chosen on the validation "
-        "fold.",
+        f"fold, on {comparison.TUNING_QUERIES} queries drawn from it where it has more.",
         "Intervals are 95 % percentile bootstraps over users (1000 draws, one seed): they "
         "hold what another set of users would change, not what another training would.",
         "The untrained model is built from the run's seed.",
