@@ -94,9 +94,3 @@ def test_a_batch_has_one_static_shape_and_the_last_is_filled_up(size, steps):
     assert all(batch["user"].shape == (size,) for batch in epoch)
     real = [int((batch["weight"].numpy() > 0).sum()) for batch in epoch]
     assert real == [size] * (6 // size) + [6 % size] * (6 % size > 0)
-
-
-def test_in_order_is_every_example_once_in_order():
-    cut = made(count=1)
-    found = [batch["target"].numpy()[:, 0].tolist() for batch in batches.in_order(cut, 4)]
-    assert found == [[10, 11, 12, 13], [20, 21]]

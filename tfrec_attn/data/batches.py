@@ -86,20 +86,6 @@ def training(
             pad = steps(examples, batch_size) * batch_size - len(examples)
             yield from np.append(order, np.full(pad, -1)).reshape(-1, batch_size)
 
-    return _dataset(examples, index, batch_size)
-
-
-def in_order(examples: Examples, batch_size: int) -> tf.data.Dataset:
-    """Every example once, in order; the last batch is smaller."""
-
-    def index() -> Iterator[np.ndarray]:
-        for start in range(0, len(examples), batch_size):
-            yield np.arange(start, min(start + batch_size, len(examples)))
-
-    return _dataset(examples, index, None)
-
-
-def _dataset(examples: Examples, index, batch_size: int | None) -> tf.data.Dataset:
     spec = {
         name: tf.TensorSpec((batch_size, *value.shape[1:]), value.dtype)
         for name, value in gather(examples, np.full(1, -1)).items()
