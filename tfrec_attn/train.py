@@ -127,4 +127,9 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        stopped = "stopped. --resume goes on after the last full epoch."
+        print(f"\ntfrec_attn.train: {stopped}", file=sys.stderr)
+        sys.exit(130)

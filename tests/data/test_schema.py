@@ -236,6 +236,35 @@ def test_the_text_of_an_item():
     assert resolve().items.text == "{title} ({year}). {genres}. {overview}"
 
 
+def test_a_table_in_chinese():
+    items = pl.DataFrame(
+        {
+            "电影ID": [str(i) for i in range(30)],
+            "标题": [f"电影{i}" for i in range(30)],
+            "故事": [f"这是一部关于第{i}个城市的影片，很长的描述。" for i in range(30)],
+        }
+    )
+    events = pl.DataFrame(
+        {"用户ID": ["1"], "电影ID": ["1"], "评分": ["5"], "时间": ["2020-01-01"]}
+    )
+    resolved = resolve(items=items, events=events)
+    assert (resolved.items.id, resolved.items.text) == ("电影ID", "{标题}. {故事}")
+    found = resolved.interactions
+    assert (found.user, found.item, found.time) == ("用户ID", "电影ID", "时间")
+    assert found.feedback is not None
+    assert found.feedback.column == "评分"
+
+
+def test_spaces_are_no_words_where_none_are_written():
+    short = pl.DataFrame({"a": [f"城市{i}" for i in range(30)], "b": ["x" * 40] * 30})
+    assert kinds.guess(raw(short), set(), "items").texts == []
+
+
+def test_no_text_is_said(caplog):
+    assert resolve(items=pl.DataFrame({"item_id": ["1"], "price": ["2"]})).items.text == ""
+    assert "name the text's columns in schema.items.text" in caplog.text
+
+
 def test_what_is_written_is_kept():
     schema = Schema(items=EntitySchema(text="{overview}", columns={"year": "category"}))
     resolved = resolve(schema).items

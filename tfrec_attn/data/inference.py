@@ -26,13 +26,16 @@ logger = logging.getLogger(__name__)
 
 _USER = (
     "userid user uid customerid customer memberid member reviewerid visitorid accountid "
-    "clientid sessionid"
+    "clientid sessionid 用户id 用户编号 用户"
 )
 _ITEM = (
     "itemid item iid movieid productid product asin parentasin articleid artistid songid "
-    "trackid bookid newsid videoid gameid businessid stockcode sku isbn"
+    "trackid bookid newsid videoid gameid businessid stockcode sku isbn 物品id 商品id "
+    "电影id 商品编号 物品 商品"
 )
-_FEEDBACK = "rating ratings stars score overall feedback event eventtype action behavior"
+_FEEDBACK = (
+    "rating ratings stars score overall feedback event eventtype action behavior 评分"
+)
 _YEAR = "year releaseyear"
 
 _FIVE = {"buy": ">=5", "like": ">=4", "ignore": ">=3", "dislike": ">=2", "not_buy": "<2"}
@@ -177,6 +180,12 @@ def _entity(
             features, separators = guess.features, guess.separators | separators
         if text is None:
             text = _template(guess.texts, features, table)
+            if table == "items" and not text:
+                logger.warning(
+                    "%s: no column looks like a text, so the model knows items by their "
+                    "ids and features alone; name the text's columns in schema.items.text",
+                    raw.name,
+                )
     _log_unused(raw, {identity, *features, *template_parts(text)[1::2]})
     return EntitySchema(
         id=identity, text=text, columns=features, separators=separators, file=schema.file

@@ -12,15 +12,20 @@ from tfrec_attn.data.schema import RESERVED, Kind
 # Names of columns, without case and punctuation.
 TIME = (
     "timestamp time ts datetime date createdat eventtime eventtimestamp timestampms "
-    "unixreviewtime reviewtime invoicedate"
+    "unixreviewtime reviewtime invoicedate 时间戳 时间 日期"
 )
-TITLE = "title name headline movietitle productname itemname"
+TITLE = "title name headline movietitle productname itemname 标题 名称 片名 书名 商品名称"
 _TEXT = (
     "description overview plot text summary body abstract content tagline subtitle caption "
-    "review synopsis"
+    "review synopsis 简介 描述 内容 摘要"
 )
 # Digits in these are names of places and things, no quantities.
 _CODE = re.compile(r"(zip|zipcode|postal|postcode|code|phone|sku|isbn|id)$")
+# A word, or two characters of a script that writes no spaces between words.
+_WORD = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}"
+    r"|[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]+"
+)
 _IMAGE = r"(?i)\.(jpe?g|png|gif|webp|bmp)$"
 _AUDIO = r"(?i)\.(wav|mp3|flac|ogg|opus|m4a)$"
 _SAMPLE = 10_000
@@ -28,7 +33,7 @@ MOST = 0.95  # A column is of a kind if so many of its values are; the others ar
 
 
 def plain_name(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +85,7 @@ def _is_text(name: str, series: pl.Series, hint: str, table: str) -> bool:
         return True
     if plain in TITLE.split() or plain.endswith("title"):
         return table == "items"
-    words = series.str.count_matches(r"\S+").mean()
+    words = series.str.count_matches(_WORD).mean()
     return not hint and isinstance(words, float) and words > 5 and not _listed(series, "|")
 
 
