@@ -91,15 +91,7 @@ def bare_call(args: argparse.Namespace) -> Row:
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  (registers the tokenizer's ops)
 
-    from tfrec_attn.serve import model_server
-
-    found = model_server.versions(args.model)
-    if not found:
-        raise ValueError(
-            f"{args.model} holds no exported version. "
-            "Export a model first: python -m tfrec_attn.export."
-        )
-    loaded = tf.saved_model.load(str(found[max(found)]))
+    loaded = tf.saved_model.load(str(newest(args.model)))
     signature = loaded.signatures["serving_default"]
     _, specs = signature.structured_input_signature
 
@@ -115,6 +107,19 @@ def bare_call(args: argparse.Namespace) -> Row:
 
     _, times = timed(call, args)
     return row("bare call", 1, [times], times.sum(), args.requests)
+
+
+def newest(model: Path) -> Path:
+    """The folder of the version that a server would serve."""
+    from tfrec_attn.serve import model_server
+
+    found = model_server.versions(model)
+    if not found:
+        raise ValueError(
+            f"{model} holds no exported version. "
+            "Export a model first: python -m tfrec_attn.export."
+        )
+    return found[max(found)]
 
 
 def timed(call: Callable[[str], object], args: argparse.Namespace, first: int = 0):
@@ -140,6 +145,7 @@ def row(path: str, clients: int, times: list[np.ndarray], span: float, count: in
 @contextlib.contextmanager
 def server(model: Path) -> Iterator[tuple[str, str]]:
     """The command as a process; yields its gRPC and REST targets once it is ready."""
+    newest(model)  # or the wait for a version would be long
     flags = ["--model_base_path", str(model), "--model_name", MEASURED]
     process = subprocess.Popen(
         [sys.executable, "-m", "tfrec_attn.serve", *flags, "--port=0", "--rest_api_port=0"],

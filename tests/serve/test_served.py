@@ -7,7 +7,6 @@ import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_attn.serve.client import Client, ServerError
-from tfrec_attn.serve.export import free_version
 from tfrec_attn.serve.servable import WARM_UP_FILE
 
 
@@ -124,22 +123,3 @@ def test_every_signature_is_warm_before_the_server_is_ready(shop_live, shop_base
     assert {spec.signature_name for spec in specs} == names
     assert {spec.name for spec in specs} == {"shop"}
     assert [path.name for path in shop_base.iterdir()] == ["1"]
-
-
-def test_versions(tmp_path):
-    base = tmp_path / "shop"
-    assert free_version(base) == 1
-    for name in ("2", "9", "notes"):
-        (base / name).mkdir(parents=True)
-    assert free_version(base) == 10
-    assert free_version(base, 4) == 4
-    (base / "2/saved_model.pb").touch()
-    (tmp_path / "file").touch()
-    for path, version, message in [
-        (base, 9, "9 exists: leave --version out for the next one, 10"),
-        (base, 0, "A version is a number from 1: received 0"),
-        (base / "2", None, f"is a version itself. Give its parent: {base}"),
-        (tmp_path / "file", None, "file is a file"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            free_version(path, version)
