@@ -256,7 +256,9 @@ def test_a_table_in_chinese():
 
 
 def test_spaces_are_no_words_where_none_are_written():
-    short = pl.DataFrame({"a": [f"城市{i}" for i in range(30)], "b": ["x" * 40] * 30})
+    short = pl.DataFrame(
+        {"a": [f"很长的城市名称{i}" for i in range(30)], "b": ["x" * 40] * 30}
+    )
     assert kinds.guess(raw(short), set(), "items").texts == []
 
 
@@ -340,6 +342,15 @@ def test_a_word_among_the_ratings_is_for_the_row_checks():
     feedback = resolve(events=rows).interactions.feedback
     assert feedback is not None
     assert ("like", ">=4") in feedback.rules()
+
+
+def test_a_missing_thumb_leaves_thumbs():
+    rows = pl.DataFrame(
+        {"user_id": "1", "item_id": "1", "rating": ["0", "1"] * 15 + ["nan"]}
+    )
+    feedback = resolve(events=rows).interactions.feedback
+    assert feedback is not None
+    assert feedback.rules() == [("like", "==1"), ("ignore", "==0")]
 
 
 @pytest.mark.parametrize(
