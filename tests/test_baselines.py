@@ -48,16 +48,17 @@ def test_constant_scores_say_nothing():
 
 
 def test_category_popularity_by_hand():
-    """Items: 0 of a, 1 of a and b, 2 of b, 3 of b (no event), 4 of none."""
-    membership = np.array([[1, 0], [1, 1], [0, 1], [0, 1], [0, 0]], bool)
-    # User 0 took 0 and 1: 2 of a, 1 of b. User 1 took 2: 0 and 1. User 2 none.
-    events = Events([0, 0, 1], [0, 1, 2], 3, 5, membership)
+    """Items: 0 of a, 1 of a and b, 2 of b, 3 of b (no event), 4 of none, 5 of b."""
+    membership = np.array([[1, 0], [1, 1], [0, 1], [0, 1], [0, 0], [0, 1]], bool)
+    # User 0 took 0, 1 and 5: 2 of a, 2 of b. User 1 took 2: 0 and 1. User 2 none.
+    events = Events([0, 0, 0, 1], [0, 1, 5, 2], 3, 6, membership)
     scores = all_of(baselines.category_popularity(events, prior=0.5), events)
-    # With half the average user (2/3, 2/3), over the 2 items each category has with events.
-    rates = (np.array([[2, 1], [0, 1], [0, 0]]) + 1 / 3) / 2
-    shares = rates / rates.sum(axis=1, keepdims=True)
-    a, b = shares.T
-    np.testing.assert_allclose(scores, np.stack([a, a + b, b, b, 0 * a], axis=1), atol=2e-9)
+    # With half the average user (2/3, 1), over the 2 and 3 items with events.
+    average = np.array([2 / 3, 1])
+    rates = (np.array([[2, 2], [0, 1], [0, 0]]) + 0.5 * average) / [2, 3]
+    a, b = (rates / rates.sum(axis=1, keepdims=True)).T
+    want = np.stack([a, a + b, b, b, 0 * a, b], axis=1)
+    np.testing.assert_allclose(scores, want, atol=2e-9)
 
 
 def test_category_popularity_draws_lots_for_ties():
