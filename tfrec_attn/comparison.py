@@ -73,10 +73,11 @@ class Fold:
         begin, targets = time.perf_counter(), self.queries.targets.item
         found = ranking.answers(score, self.queries, self.events.n_items, k=k)
         per_query = metrics.ranked_metrics(found.rank, list(targets[:, None]), ks)
+        row = Row(name, found, per_query, **more)
         if k:
-            mean, took = per_query[f"ndcg@{k}"].mean(), time.perf_counter() - begin
+            mean, took = self.by_user(row)[f"ndcg@{k}"].mean(), time.perf_counter() - begin
             logger.info("%s: NDCG@%d %.4f in %.1f s", name, k, mean, took)
-        return Row(name, found, per_query, **more)
+        return row
 
     def by_user(self, row: Row) -> dict[str, np.ndarray]:
         """Metrics by name, `[users]`: the mean over a user's queries, in order of row."""
