@@ -107,7 +107,9 @@ def loss_and_gradients(given, **which):
     )
     loss, found = strategy.run(step, args=(parts if replicas > 1 else given,))
     total = lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
-    return total(loss).numpy(), [total(g).numpy() for g in found]
+    loss, gradients = total(loss).numpy(), [total(g).numpy() for g in found]
+    assert all(np.isfinite(value).all() for value in (loss, *gradients))
+    return loss, gradients
 
 
 @pytest.mark.parametrize("retrieval", [True, False], ids=["retrieval", "all losses"])

@@ -27,11 +27,14 @@ def shaken(layer):
 
 
 def columns():
+    text = encoders.TextTokens(DIM)
+    # A centre, so that a text that is not there would project to something.
+    text.adapt(np.random.default_rng(9).normal(2.0, 1.0, (13, 11)).astype(np.float32))
     return {
         "id": encoders.CategoryTokens(5, DIM),
         "genres": encoders.CategoryTokens(7, DIM),
         "year": encoders.NumberTokens([0.0, 1.0, 3.0], DIM),
-        "text": encoders.TextTokens(DIM),
+        "text": text,
     }
 
 
