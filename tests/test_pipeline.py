@@ -218,10 +218,8 @@ def training_queries(model, prepared):
     """`[d]` by row of the interactions: what the retrieval is trained on."""
     cut = prepared.training()
     batch = {n: tf.constant(v) for n, v in batches.gather(cut, np.arange(len(cut))).items()}
-    tokens = model._user_tokens(
-        model.encode_items().vector, tf.maximum(batch["history"], 0), batch
-    )
-    query = model._queries(tokens, batch).numpy()[batch["weight"].numpy() > 0]
+    step = model._step(batch, training=False)
+    query = step.query.numpy()[batch["weight"].numpy() > 0]
     return dict(zip(cut.targets.row.tolist(), query, strict=True))
 
 

@@ -158,14 +158,15 @@ class Loss(_Section):
       retrieval: Weight of the in-batch softmax over pooled cosines.
       ranking: Weight of the listwise softmax of the scorer over shortlists.
       feedback: Weight of the classification of the feedback label.
-      negatives: Items drawn uniformly a step, shared by its targets; at least the
-        catalogue's size means the whole catalogue.
+      negatives: Items with a training event that are drawn uniformly a step, shared by its
+        targets; at least the catalogue's size means all of them.
       logq: Whether scores are corrected by the log-probability of being a candidate.
       group: Targets that share a softmax as each other's negatives.
       rejected: Items of the window without a positive label that join the shortlist.
       hard_negatives: Candidates on a training shortlist beside the positive, the ones
         that the retrieval ranks highest.
-      ranked_targets: Targets of a step, per replica, that also train the ranking.
+      ranked_targets: Targets of a step, per replica, that also train the ranking, and as
+        many of any label that train the feedback.
       temperature: Initial divisor of the pooled cosine; it is trained.
     """
 
@@ -192,6 +193,8 @@ class Train(_Section):
       weight_decay: Of AdamW.
       clip: Largest global norm of a gradient.
       monitor: Validation metric that early stopping and the kept weights follow.
+      validation_queries: Queries of the validation fold that `monitor` is measured on,
+        drawn where there are more.
       patience: Epochs without a better `monitor` before training stops.
       seed: Of weights, order and dropout.
       strategy: `auto` mirrors over all visible devices, `one` uses the first.
@@ -204,6 +207,7 @@ class Train(_Section):
     weight_decay: float = pydantic.Field(0.01, ge=0)
     clip: float = pydantic.Field(1.0, gt=0)
     monitor: str = "ndcg@10"
+    validation_queries: Positive = 2000
     patience: Positive = 10
     seed: int = 0
     strategy: Literal["auto", "one", "mirrored"] = "auto"

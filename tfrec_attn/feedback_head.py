@@ -23,9 +23,9 @@ def measure(model, prepared: Prepared, fold: str) -> dict[str, Any]:
       fold: `validation` or `test`.
 
     Returns:
-      `skipped`, the reason, where there is nothing to measure. Else `events`, `trained`
-      (the labels that the head was taught), `most_frequent` (the share of the label that
-      is most frequent: the accuracy of a guess), `auc` (each label against the rest, their
+      `skipped`, the reason, where there is nothing to measure. Else `events`,
+      `most_frequent` (the share of the label that is most frequent: the accuracy of a
+      guess), `auc` (each label against the rest, their
       mean, and `LIKED` against the rest; only of labels that some events have and some
       have not) and `report`, scikit-learn's `classification_report`.
     """
@@ -37,7 +37,6 @@ def measure(model, prepared: Prepared, fold: str) -> dict[str, Any]:
         return {"skipped": f"All events have the label {LABELS[counts.argmax()]!r}."}
     return {
         "events": len(label),
-        "trained": list(prepared.config.examples.positives),
         "most_frequent": float(counts.max() / counts.sum()),
         "auc": auc(label, probability),
         "report": classification_report(

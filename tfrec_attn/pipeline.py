@@ -66,11 +66,10 @@ class Prepared:
         )
 
     def training(self) -> examples.Examples:
-        """Windows over the training fold; its positive events are the targets."""
-        past = self.events(self.split.train)
-        goal = past.take(np.flatnonzero(self.label_is_positive[past.feedback]))
-        settings = self.config.examples
-        return examples.make(past, goal, length=settings.history, count=settings.targets)
+        """Windows over the training fold. Its events are all targets of the feedback head,
+        the positive ones of retrieval and ranking too."""
+        past, settings = self.events(self.split.train), self.config.examples
+        return examples.make(past, past, length=settings.history, count=settings.targets)
 
     def held_out(self, fold: str) -> examples.Examples:
         """One example for each new positive event of `validation` or `test`: what the

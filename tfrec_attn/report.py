@@ -205,16 +205,9 @@ def _feedback(found: Mapping[str, Any]) -> list[str]:
     report = dict(found["report"])
     accuracy = report.pop("accuracy")
     figures = ("precision", "recall", "f1-score")
-    untaught = [
-        name
-        for name, row in report.items()
-        if not name.endswith(" avg") and row["support"] and name not in found["trained"]
-    ]
-    missing = f"Never taught, since not in examples.positives: {', '.join(untaught)}."
     return [
         f"Feedback head, {found['events']} events of all labels: accuracy {accuracy:.4f} "
         f"(the most frequent label alone: {found['most_frequent']:.4f}).",
-        *([missing] if untaught else []),
         table(
             {
                 "label": name,

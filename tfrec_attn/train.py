@@ -81,7 +81,10 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
     with strategy.scope():
         model = pipeline.build(prepared)
     model.warm_up()
-    validate = lambda: metrics.summary(evaluate.evaluate(model, prepared, "validation"))
+    most = config.train.validation_queries
+    validate = lambda: metrics.summary(
+        evaluate.evaluate(model, prepared, "validation", most=most)
+    )
     untrained = validate()
     if config.train.monitor not in untrained:
         raise ValueError(

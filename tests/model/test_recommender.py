@@ -12,7 +12,7 @@ from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import recommender
 
-ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 2
+ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 # No dropout; all targets rank all items, so that nothing depends on a draw.
 SETTINGS = {
     "examples": {"history": LENGTH, "targets": TARGETS, "positives": LABELS[:3]},
@@ -45,16 +45,16 @@ def shop():
     """All training examples, and the positives of each user."""
     past = events()
     liked = past.take(np.flatnonzero(past.feedback < 3))
-    made = examples.make(past, liked, length=LENGTH, count=TARGETS)
+    made = examples.make(past, past, length=LENGTH, count=TARGETS)
     sizes = np.bincount(liked.user, minlength=USERS)
     return made, tf.RaggedTensor.from_row_lengths(liked.item, sizes)
 
 
 def build(**loss):
     """The same weights each time, away from where training starts."""
-    draw, (made, positives) = np.random.default_rng(1), shop()
+    draw, (_, positives) = np.random.default_rng(1), shop()
     settings = config_lib.validate({**SETTINGS, "loss": {**SETTINGS["loss"], **loss}})
-    frequency = np.bincount(made.targets.item, minlength=ITEMS) / len(made.targets)
+    frequency = np.bincount(positives.values, minlength=ITEMS) / len(positives.values)
     model = recommender.build(
         settings,
         items={
@@ -171,7 +171,7 @@ def test_what_stands_in_a_padded_target_changes_nothing():
 
 def test_a_weight_is_a_share_of_the_mean():
     model, given = build(**RETRIEVAL), batch([0, 1, 2])
-    real = given["weight"].numpy() > 0
+    real = model._step(given, training=False).positive.numpy() > 0
     spot = [tuple(at) for at in np.argwhere(real)]
     value = lambda weight: float(
         model.compute_loss({**given, "weight": tf.constant(weight, tf.float32)})
@@ -204,28 +204,29 @@ def test_blocks_of_items_are_one_block():
 def lists(model, given):
     """The candidates of every target as `_ranking` makes them, by watching its scorer."""
     seen = {}
-    score = model._score_shortlist
+    score = model._score
 
-    def spy(user, items, pooled, list_, training):
-        seen["items"] = tf.gather(items, list_).numpy()
-        return score(user, items, pooled, list_, training)
+    def spy(step, user, list_):
+        seen["items"] = tf.gather(step.items, list_).numpy()
+        seen["step"] = step
+        return score(step, user, list_)
 
     real = []
     listwise = recommender.tasks.listwise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_score_shortlist", spy)
+        patch.setattr(model, "_score", spy)
         patch.setattr(
             recommender.tasks,
             "listwise",
             lambda s, m: real.append(m.numpy()) or listwise(s, m),
         )
-        model.compute_loss(given)
-    pick = model._ranked_targets(given["weight"]).numpy()
+        model._ranking(model._step(given, training=False))
+    pick = model._drawn(seen["step"].positive, 1).numpy()
     target = given["target"].numpy()[tuple(pick.T)]
     user = given["user"].numpy()[pick[:, 0]]
-    kept = given["weight"].numpy()[tuple(pick.T)] > 0
+    kept = seen["step"].positive.numpy()[tuple(pick.T)] > 0
     return [
-        (int(u), int(t), row[0], set(row[1:][mask[1:]]))
+        (int(u), int(t), row[0], set(row[1:][mask[1:]]), set(seen["step"].items.numpy()))
         for u, t, row, mask, k in zip(
             user, target, seen["items"], real[0], kept, strict=True
         )
@@ -237,13 +238,13 @@ def lists(model, given):
 def test_a_shortlist_begins_with_its_target_and_has_no_positive_behind(hard):
     model, positives = build(hard_negatives=hard), shop()[1]
     found = lists(model, batch(range(len(shop()[0]))))
-    assert len(found) == len(shop()[0].targets)
-    for user, target, first, others in found:
+    assert len(found) == len(shop()[1].values)
+    for user, target, first, others, items in found:
         liked = set(positives[user].numpy())
         assert first == target
         assert target in liked
         assert not others & liked
-        assert others == set(range(ITEMS)) - liked or hard < ITEMS
+        assert others == items - liked or hard < ITEMS
         assert len(others) <= hard + 2
 
 
@@ -298,8 +299,31 @@ def test_hard_negatives_are_drawn_from_the_shortlist():
 def test_no_more_targets_are_ranked_than_asked_and_padding_last():
     model = build(ranked_targets=3)
     weight = tf.constant([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    pick = model._ranked_targets(weight).numpy().tolist()
+    pick = model._drawn(weight, 1).numpy().tolist()
     assert sorted(pick) == [[0, 1], [2, 0], [3, 0]]
+
+
+def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
+    """A label that is no positive moves the feedback's loss alone, and is no candidate."""
+    model, given = build(), batch(range(len(shop()[0])))
+    label = given["target_feedback"]
+    assert set(label.numpy()[given["weight"].numpy() > 0]) == set(range(len(LABELS)))
+    step = model._step(given, training=False)
+    positive = (given["weight"].numpy() > 0) & (label.numpy() < 3)
+    np.testing.assert_array_equal(step.positive.numpy() > 0, positive)
+    other = {**given, "target_feedback": tf.where(label == 3, 4, label)}
+    moved = model._step(other, training=False)
+    assert model._ranking(step) == model._ranking(moved)
+    assert model._feedback(step) != model._feedback(moved)
+
+
+def test_an_item_without_a_training_event_is_no_negative():
+    model, given = build(), batch([0, 1, 2, 3])
+    items, at = model._items_of_step(given)
+    drawn = tf.gather(items, at["negatives"]).numpy()
+    chosen = np.flatnonzero(model.frequency)
+    assert 0 < len(chosen) < ITEMS
+    assert sorted(drawn) == chosen.tolist()
 
 
 def test_each_step_draws_other_negatives_and_every_replica_the_same():

@@ -56,7 +56,7 @@ def reference(given, *, group=N, logq=True, temperature=TEMPERATURE):
         def score(place, i=i, real=real, drawn=drawn):
             value = given["query"][i] @ given["pooled"][place] / temperature
             share = given["frequency"][given["items"][place]]
-            chance = (real * share + drawn / ITEMS) / (real + drawn)
+            chance = (real * share + drawn / (ITEMS - 1)) / (real + drawn)
             return value - logq * np.log(max(chance, 1e-6))
 
         own = given["target"][i]
@@ -90,7 +90,7 @@ def test_retrieval_is_tfrs_where_nothing_else_is_masked():
     given["taken"][:] = False
     ids = given["items"][np.append(given["target"], given["negatives"])]
     task = tfrs.tasks.Retrieval(temperature=TEMPERATURE, remove_accidental_hits=True)
-    chance = (N * given["frequency"][ids] + K / ITEMS) / (N + K)
+    chance = (N * given["frequency"][ids] + K / (ITEMS - 1)) / (N + K)
     want = task(
         tf.constant(given["query"]),
         tf.constant(given["pooled"][np.append(given["target"], given["negatives"])]),

@@ -110,11 +110,7 @@ def test_what_stands_at_padding_changes_no_item():
 def user_tower(profile=True, **changes):
     settings = {"dim": DIM, "heads": 2, "blocks": 1, "length": LENGTH} | changes
     tower = UserTower(columns() if profile else {}, **settings)
-    tower.query(
-        *_call(tower, history(1))[::2],
-        tf.zeros((1, 1), tf.int32),
-        tf.zeros((1, 1), tf.int32),
-    )
+    _known(tower, history(1), [[0]])
     return shaken(tower)
 
 
@@ -144,6 +140,14 @@ def _call(tower, past):
     return tower({"profile": profile, **{k: tf.constant(v) for k, v in past.items()}})
 
 
+def _known(tower, past, seen, bucket=3):
+    """Query, tokens and mask as of some moments, and P."""
+    tokens, mask, prefix = _call(tower, past)
+    seen = tf.constant(seen)
+    found = tower.query(tokens, prefix, seen, tf.fill(tf.shape(seen), bucket))
+    return found, *tower.known(tokens, mask, prefix, seen, found), int(prefix)
+
+
 def query(tower, past, seen, bucket=3):
     tokens, _, prefix = _call(tower, past)
     seen = tf.constant(seen)
@@ -154,15 +158,13 @@ def query(tower, past, seen, bucket=3):
 @pytest.mark.parametrize("width", [0, 1, 4])
 def test_a_user_without_events_has_a_unit_vector(profile, width):
     tower = user_tower(profile)
-    past = history(0, rows=2, pad=width)
-    tokens, mask, prefix = _call(tower, past)
-    assert int(prefix) == (8 if profile else 1)
-    found = query(tower, past, [[0], [0]])
+    found, known, real, prefix = _known(tower, history(0, rows=2, pad=width), [[0], [0]])
+    assert prefix == (8 if profile else 1)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
-    known, real = tower.known(tokens, mask, prefix, tf.zeros((2, 1), tf.int32))
     assert np.isfinite(known).all()
-    assert not real[:, :, int(prefix) :].numpy().any()
-    assert real[:, 0, int(prefix) - 1].numpy().all()  # the learned token is always real
+    assert not real[:, :, prefix + 1 :].numpy().any()
+    # The learned token and the query are always real.
+    assert real[:, 0, prefix - 1 : prefix + 1].numpy().all()
 
 
 def test_profiles_tell_users_apart_and_users_without_one_are_alike():
@@ -208,25 +210,35 @@ def test_what_is_served_is_the_query_of_the_training_window(seen):
 
 
 @pytest.mark.parametrize("seen", range(8))
-def test_known_is_the_profile_and_the_last_events(seen):
+def test_known_is_the_profile_the_query_and_the_last_events(seen):
     tower = user_tower()
-    tokens, mask, prefix = _call(tower, history(7, pad=2))
-    known, real = tower.known(tokens, mask, prefix, tf.constant([[seen]]))
-    p = int(prefix)
-    assert known.shape == (1, 1, p + LENGTH, DIM)
-    np.testing.assert_array_equal(known[0, 0, :p], tokens[0, :p])
+    past = history(7, pad=2)
+    tokens, mask, _ = _call(tower, past)
+    found, known, real, p = _known(tower, past, [[seen]])
+    assert known.shape == (1, 1, p + 1 + LENGTH, DIM)
+    last = min(seen, LENGTH)
+    events = tokens[0, p + seen - last : p + seen] + tower.recency[LENGTH - last :]
+    want = tower.token_norm(tf.concat([tokens[0, :p], found[0], events], 0)[None, None])[
+        0, 0
+    ]
+    kept = np.r_[np.ones(p + 1, bool), np.arange(LENGTH) >= LENGTH - last]
+    np.testing.assert_allclose(known[0, 0][kept], want, atol=1e-6)
     np.testing.assert_array_equal(real[0, 0, :p], mask[0, :p])
-    want = tokens[0, p + max(0, seen - LENGTH) : p + seen]
-    np.testing.assert_array_equal(known[0, 0, p:][real[0, 0, p:]], want)
-    assert real[0, 0, p:].numpy().sum() == min(seen, LENGTH)
+    np.testing.assert_array_equal(real[0, 0, p:], kept[p:])
 
 
 def test_known_leaves_out_masked_events():
     tower, past = user_tower(), history(3)
     past["mask"][0, 1] = False
-    tokens, mask, prefix = _call(tower, past)
-    _, real = tower.known(tokens, mask, prefix, tf.constant([[3]]))
-    assert real[0, 0, int(prefix) :].numpy().tolist() == [True, False, True]
+    _, _, real, p = _known(tower, past, [[3]])
+    assert real[0, 0, p:].numpy().tolist() == [True, True, False, True]
+
+
+def test_the_ranking_is_told_how_far_back_an_event_is():
+    """Of two moments of one history the same event's tokens differ."""
+    _, known, _, p = _known(user_tower(), history(5), [[4, 5]])
+    at = lambda moment, event: known[0, moment, p + 1 + event].numpy()
+    assert np.abs(at(0, 2) - at(1, 1)).max() > 1e-3
 
 
 @pytest.mark.parametrize(

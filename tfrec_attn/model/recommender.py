@@ -1,7 +1,7 @@
 """Towers, scorer and losses in one `tfrs.Model`, and `build`, which reads the config.
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
-step, C candidates, n user tokens, m item tokens, d width.
+step, U items of a step, K negatives, C candidates, n user tokens, m item tokens, d width.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import tf_keras
 
 from tfrec_attn.config import Config
 from tfrec_attn.keras_binding import require_legacy_keras
+from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
 from tfrec_attn.model.towers import ItemTower, UserTower, gap
@@ -69,6 +70,34 @@ class UserState(NamedTuple):
     mask: tf.Tensor
 
 
+class Step(NamedTuple):
+    """What the losses of a step share.
+
+    Attributes:
+      batch: See `data.batches.gather`.
+      items: `[U]` rows of all items of the step, each once.
+      at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
+      pooled: `[U, d]` unit vectors.
+      tokens, mask, prefix: See `towers.UserTower.call`.
+      query: `[B, T, d]` unit vectors.
+      taken: `[B, U]` which items are training positives of the users.
+      positive: `[B, T]` weight of the targets that are positive; 0 elsewhere.
+      training: Whether dropout is on.
+    """
+
+    batch: Mapping[str, tf.Tensor]
+    items: tf.Tensor
+    at: Mapping[str, tf.Tensor]
+    pooled: tf.Tensor
+    tokens: tf.Tensor
+    mask: tf.Tensor
+    prefix: tf.Tensor
+    query: tf.Tensor
+    taken: tf.Tensor
+    positive: tf.Tensor
+    training: bool
+
+
 class Recommender(tfrs.Model):
     """Two towers, trained for retrieval and for ranking what the retrieval finds.
 
@@ -82,6 +111,7 @@ class Recommender(tfrs.Model):
       settings: Weights and sampling; see `config.Loss`.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
+      positives: Labels of the targets of retrieval and ranking; the feedback has all.
       seed: Of all draws.
     """
 
@@ -98,6 +128,7 @@ class Recommender(tfrs.Model):
         positives_of: tf.RaggedTensor,
         settings,
         shortlist: int,
+        positives: tuple[int, ...],
         seed: int,
     ):
         super().__init__()
@@ -106,10 +137,12 @@ class Recommender(tfrs.Model):
         self.feedback = tasks.Feedback()
         self.items, self.users = items, users
         self.frequency = tf.constant(frequency, tf.float32)
+        # An item that nobody could choose yet is no negative: it would be learned as bad.
+        self.known_items = tf.constant(np.flatnonzero(frequency), tf.int32)
         self.positives_of = positives_of
         self.settings = settings
         self.shortlist = max(shortlist, settings.hard_negatives)
-        self.seed = seed
+        self.positives, self.seed = tf.constant(positives), seed
         self.prior = self.add_weight(
             "prior", (), initializer=tf_keras.initializers.Constant(1.0)
         )
@@ -156,9 +189,9 @@ class Recommender(tfrs.Model):
         )
         seen = batch["seen"][:, None]
         gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
-        query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
-        tokens, mask = self.user_tower.known(tokens, mask, prefix, seen)
-        return UserState(query, tokens[:, 0], mask[:, 0])
+        query = self.user_tower.query(tokens, prefix, seen, gaps)
+        tokens, mask = self.user_tower.known(tokens, mask, prefix, seen, query)
+        return UserState(query[:, 0], tokens[:, 0], mask[:, 0])
 
     def rank(self, user: UserState, pooled, tokens, mask, training=None):
         """Ranking logits of candidates: the scorer's, and a trained share of the cosine.
@@ -222,28 +255,24 @@ class Recommender(tfrs.Model):
     def compute_loss(self, inputs, training=False):
         """The weighted sum of losses of one replica's examples; over replicas they add up
         to the mean over the targets of the whole batch."""
-        batch, settings = inputs, self.settings
-        items, at = self._items_of_step(batch)
-        vectors = self._vectors(items, training)
-        pooled = self.item_tower.pool(vectors)
-        tokens = self._user_tokens(vectors, at["history"], batch, training)
-        query = self._queries(tokens, batch)
-        taken = self._taken(batch["user"], items)
+        settings, step = self.settings, self._step(inputs, training)
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
-        weight = flat(batch["weight"])
+        weight = flat(step.positive)
         losses = self.retrieval(
-            flat(query),
-            items=items,
-            pooled=pooled,
-            target=flat(at["target"]),
-            negatives=at["negatives"],
-            taken=taken,
+            flat(step.query),
+            items=step.items,
+            pooled=step.pooled,
+            target=flat(step.at["target"]),
+            negatives=step.at["negatives"],
+            taken=step.taken,
             real=weight > 0,
             frequency=self.frequency,
         )
         total = settings.retrieval * self._mean("retrieval", losses, weight)
-        if settings.ranking or settings.feedback:
-            total += self._ranking(batch, items, at, pooled, tokens, query, taken, training)
+        if settings.ranking:
+            total += settings.ranking * self._ranking(step)
+        if settings.feedback:
+            total += settings.feedback * self._feedback(step)
         return total
 
     def train_step(self, inputs):
@@ -264,13 +293,44 @@ class Recommender(tfrs.Model):
     def metrics(self):
         return list(self.meters.values())
 
+    def _step(self, batch, training) -> Step:
+        items, at = self._items_of_step(batch)
+        features = self.items.rows(items, without=("text",))
+        vectors = self.item_tower.vector(features, training=training)
+        user = {
+            "profile": self.users.rows(batch["user"]),
+            "events": tf.gather(vectors, at["history"]),
+            "mask": batch["history"] >= 0,
+            "feedback": batch["history_feedback"],
+            "time": batch["history_time"],
+        }
+        tokens, mask, prefix = self.user_tower(user, training=training)
+        seen, time = batch["target_seen"], batch["target_time"]
+        gaps = request_gap(batch["history_time"], seen, time)
+        label = batch["target_feedback"]
+        positive = tf.reduce_any(label[..., None] == self.positives, -1)
+        return Step(
+            batch=batch,
+            items=items,
+            at=at,
+            pooled=self.item_tower.pool(vectors),
+            tokens=tokens,
+            mask=mask,
+            prefix=prefix,
+            query=self.user_tower.query(tokens, prefix, seen, gaps),
+            taken=self._taken(batch["user"], items),
+            positive=batch["weight"] * tf.cast(positive, tf.float32),
+            training=training,
+        )
+
     def _items_of_step(self, batch):
         """All items of a step, each once, and where each is among them."""
-        count = tf.size(self.frequency)
-        wanted = min(self.settings.negatives, self.frequency.shape[0])
+        known = self.known_items
+        wanted = min(self.settings.negatives, known.shape[0])
         seed = tf.stack([tf.cast(self.seed, tf.int64), self.steps])
         # The same on every replica: negatives are shared.
-        drawn = tf.argsort(tf.random.stateless_uniform((count,), seed))[:wanted]
+        order = tf.argsort(tf.random.stateless_uniform(known.shape, seed))
+        drawn = tf.gather(known, order[:wanted])
         parts = {
             "history": tf.maximum(batch["history"], 0),
             "target": batch["target"],
@@ -286,29 +346,6 @@ class Recommender(tfrs.Model):
             for (name, part), piece in zip(parts.items(), pieces, strict=True)
         }
 
-    def _vectors(self, items, training):
-        features = self.items.rows(items, without=("text",))
-        return self.item_tower.vector(features, training=training)
-
-    def _user_tokens(self, vectors, history, batch, training=None):
-        return self.user_tower(
-            {
-                "profile": self.users.rows(batch["user"]),
-                "events": tf.gather(vectors, history),
-                "mask": batch["history"] >= 0,
-                "feedback": batch["history_feedback"],
-                "time": batch["history_time"],
-            },
-            training=training,
-        )
-
-    def _queries(self, user_tokens, batch):
-        tokens, _, prefix = user_tokens
-        gaps = request_gap(
-            batch["history_time"], batch["target_seen"], batch["target_time"]
-        )
-        return self.user_tower.query(tokens, prefix, batch["target_seen"], gaps)
-
     def _taken(self, users, items):
         """`[B, U]`: which of the step's items are training positives of the users."""
         place = tf.scatter_nd(
@@ -322,45 +359,56 @@ class Recommender(tfrs.Model):
         shape = tf.stack([tf.size(users), tf.size(items)])
         return tf.scatter_nd(pairs, ones, shape) > 0
 
-    def _ranking(self, batch, items, at, pooled, user_tokens, query, taken, training):
-        settings = self.settings
-        pick = self._ranked_targets(batch["weight"])
-        who = pick[:, 0]
-        own = lambda value: tf.gather(value, who)
-        tokens, mask, prefix = user_tokens
-        seen = tf.gather_nd(batch["target_seen"], pick)[:, None]
-        tokens, mask = self.user_tower.known(own(tokens), own(mask), prefix, seen)
-        user = UserState(tf.gather_nd(query, pick), tokens[:, 0], mask[:, 0])
-        target, weight = (
-            tf.gather_nd(value, pick) for value in (at["target"], batch["weight"])
-        )
-        list_, real, reached = self._shortlist(user.query, pooled, target, own(taken))
+    def _ranking(self, step):
+        pick = self._drawn(step.positive, 1)
+        user, own = self._users_of(step, pick), lambda value: tf.gather(value, pick[:, 0])
+        target = tf.gather_nd(step.at["target"], pick)
+        taken = own(step.taken)
+        list_, real, reached = self._shortlist(user.query, step.pooled, target, taken)
         list_, real = self._with_rejected(
-            list_,
-            real,
-            own(batch["history"]),
-            own(at["history"]),
-            own(taken),
+            list_, real, own(step.batch["history"]), own(step.at["history"]), taken
         )
-        scores = self._score_shortlist(user, items, pooled, list_, training)
-        ranking = tasks.listwise(scores, real)
+        losses = tasks.listwise(self._score(step, user, list_), real)
         # A target that the retrieval does not bring to the scorer is nothing to rank; with
         # it, the scorer would learn that the best cosines are the wrong ones.
-        handed = weight * tf.cast(reached, tf.float32)
-        total = settings.ranking * self._mean("ranking", ranking, handed)
-        logits = self.feedback(user.query, tf.gather(pooled, target), scores[:, 0])
-        label = tf.gather_nd(batch["target_feedback"], pick)
-        feedback = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
-        return total + settings.feedback * self._mean("feedback", feedback, weight)
+        handed = tf.gather_nd(step.positive, pick) * tf.cast(reached, tf.float32)
+        return self._mean("ranking", losses, handed)
 
-    def _ranked_targets(self, weight):
-        """`[R, 2]`: example and place in it of the targets that train the ranking."""
+    def _feedback(self, step):
+        """Targets of all labels, also of those that nothing is retrieved for."""
+        pick = self._drawn(step.batch["weight"], 3)
+        target, label, weight = (
+            tf.gather_nd(value, pick)
+            for value in (
+                step.at["target"],
+                step.batch["target_feedback"],
+                step.batch["weight"],
+            )
+        )
+        user = self._users_of(step, pick)
+        score = self._score(step, user, target[:, None])[:, 0]
+        logits = self.feedback(user.query, tf.gather(step.pooled, target), score)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
+        return self._mean("feedback", losses, weight)
+
+    def _drawn(self, weight, stream: int):
+        """`[R, 2]`: example and place in it of some targets of a weight above 0."""
         count = min(self.settings.ranked_targets, weight.shape.num_elements())
-        seed = tf.stack([tf.cast(self.seed, tf.int64) + 1, self.steps])
+        seed = tf.stack([tf.cast(self.seed, tf.int64) + stream, self.steps])
         chance = tf.random.stateless_uniform(tf.shape(weight), seed)
         chance = tf.reshape(tf.where(weight > 0, chance, -1.0), [-1])
         place = tf.math.top_k(chance, count).indices
         return tf.stack([place // weight.shape[1], place % weight.shape[1]], 1)
+
+    def _users_of(self, step, pick) -> UserState:
+        """The users as of some targets, `[R, 2]`."""
+        own = lambda value: tf.gather(value, pick[:, 0])
+        seen = tf.gather_nd(step.batch["target_seen"], pick)[:, None]
+        query = tf.gather_nd(step.query, pick)
+        tokens, mask = self.user_tower.known(
+            own(step.tokens), own(step.mask), step.prefix, seen, query[:, None]
+        )
+        return UserState(query, tokens[:, 0], mask[:, 0])
 
     def _shortlist(self, query, pooled, target, taken):
         """What the scorer would be handed: the target, and some of the items that the
@@ -397,18 +445,19 @@ class Recommender(tfrs.Model):
         more = tf.gather(at, where, batch_dims=1)
         return tf.concat([list_, more], 1), tf.concat([real, last > 0], 1)
 
-    def _score_shortlist(self, user, items, pooled, list_, training):
+    def _score(self, step, user, list_):
+        """Ranking logits of places among the step's items, `[R, C]`."""
         unique, index = tf.unique(tf.reshape(list_, [-1]))
         tokens, mask = self.item_tower(
-            self.items.rows(tf.gather(items, unique)), training=training
+            self.items.rows(tf.gather(step.items, unique)), training=step.training
         )
         index = tf.reshape(index, tf.shape(list_))
         return self.rank(
             user,
-            tf.gather(pooled, list_),
+            tf.gather(step.pooled, list_),
             tf.gather(tokens, index),
             tf.gather(mask, index),
-            training=training,
+            training=step.training,
         )
 
     def _mean(self, name, losses, weight):
@@ -483,6 +532,7 @@ def build(
         positives_of=positives_of,
         settings=loss,
         shortlist=config.index.shortlist,
+        positives=tuple(LABELS.index(label) for label in config.examples.positives),
         seed=config.train.seed,
     )
 

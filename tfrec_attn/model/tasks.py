@@ -60,7 +60,8 @@ class Retrieval(tf_keras.layers.Layer):
           items: `[U]` rows of the step's items, each once.
           pooled: `[U, d]` their unit vectors.
           target: `[n]` where each target is among `items`.
-          negatives: `[K]` where the negatives are among `items`.
+          negatives: `[K]` where the negatives are among `items`, drawn uniformly from
+            those of a `frequency` above 0.
           taken: `[B, U]` True where an item is a positive of a user, so no negative; the
             targets of each of the B users stand together, n / B each.
           real: `[n]` False where a target is padding, so no candidate.
@@ -101,7 +102,7 @@ class Retrieval(tf_keras.layers.Layer):
     def _probability(self, ids, real, drawn, frequency):
         """Each candidate's expected share of a group's columns, `[C]`."""
         count = lambda mask: tf.reduce_sum(tf.cast(mask, tf.float32))
-        uniform = 1 / tf.cast(tf.size(frequency), tf.float32)
+        uniform = 1 / tf.cast(tf.math.count_nonzero(frequency), tf.float32)
         expected = count(real) * tf.gather(frequency, ids) + count(drawn) * uniform
         return expected / (count(real) + count(drawn))
 

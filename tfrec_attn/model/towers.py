@@ -135,10 +135,14 @@ class UserTower(tf_keras.layers.Layer):
         self.blocks = [CausalBlock(dim, heads, length, dropout) for _ in range(blocks)]
         self.dropout = tf_keras.layers.Dropout(dropout)
         self.norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+        self.token_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
         self.dim = dim
 
     def build(self, input_shape):
         self.anyone = self.add_weight("anyone", (self.dim,), initializer=_normal(self.dim))
+        self.recency = self.add_weight(
+            "recency", (self.length, self.dim), initializer="zeros"
+        )
         super().build(input_shape)
 
     def call(self, inputs, training=None):
@@ -191,27 +195,27 @@ class UserTower(tf_keras.layers.Layer):
             state += self.request_gap(gaps)
         return tf.math.l2_normalize(self.norm(state), -1)
 
-    def known(self, tokens, mask, prefix, seen):
-        """The token matrices as of some moments: the profile and the last events.
+    def known(self, tokens, mask, prefix, seen, query):
+        """The token matrices as of some moments: the profile, the query, the last events,
+        each of which is told how many came after it.
 
         Args:
           tokens, mask, prefix: From `call`.
           seen: `[B, T]` events of the window before the moment.
+          query: `[B, T, d]` from `query`.
 
         Returns:
-          `[B, T, P + length, d]` tokens and `[B, T, P + length]` mask.
+          `[B, T, P + 1 + length, d]` tokens and `[B, T, P + 1 + length]` mask.
         """
         back = seen[..., None] + tf.range(-self.length, 0)
-        profile = tf.broadcast_to(
-            tf.range(prefix), tf.concat([tf.shape(seen), [prefix]], 0)
-        )
-        position = tf.concat([profile, prefix + tf.maximum(back, 0)], -1)
-        position = tf.minimum(position, tf.shape(tokens)[1] - 1)
-        inside = tf.concat([tf.ones_like(profile, bool), back >= 0], -1)
-        return (
-            tf.gather(tokens, position, batch_dims=1),
-            tf.gather(mask, position, batch_dims=1) & inside,
-        )
+        at = tf.minimum(prefix + tf.maximum(back, 0), tf.shape(tokens)[1] - 1)
+        events = tf.gather(tokens, at, batch_dims=1) + self.recency
+        real = tf.gather(mask, at, batch_dims=1) & (back >= 0)
+        moments = tf.shape(seen)[1]
+        profile = tf.repeat(tokens[:, None, :prefix], moments, axis=1)
+        there = tf.repeat(mask[:, None, :prefix], moments, axis=1)
+        tokens = self.token_norm(tf.concat([profile, query[:, :, None], events], 2))
+        return tokens, tf.concat([there, tf.ones_like(real[..., :1]), real], 2)
 
 
 def gap(earlier, later):

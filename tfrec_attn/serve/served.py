@@ -163,7 +163,7 @@ class Served(tf.Module):
         features = self.index.model.user_tower.features
         for name in features.encoders if features is not None else ():
             names.append(self.user_columns.token_names(name, about["profile"][name]))
-        names.append(tf.fill([batch, 1], "user"))
+        names.append(tf.broadcast_to(["user", "query"], [batch, 2]))
         # The events stand at the end, the latest last; see `UserTower.known`.
         back = about["events"]["seen"][:, None] + tf.range(-self.histories.length, 0)
         rows = tf.gather(history, tf.maximum(back, 0), batch_dims=1)
