@@ -155,8 +155,10 @@ class Loss(_Section):
     """The weighted sum that is trained.
 
     Attributes:
-      retrieval: Weight of the in-batch softmax over pooled cosines.
-      ranking: Weight of the listwise softmax of the scorer over shortlists.
+      retrieval: Weight of the in-batch softmax over pooled cosines, which trains the
+        towers.
+      ranking: Weight of the listwise softmax of the scorer over shortlists, which trains
+        the scorer alone.
       feedback: Weight of the classification of the feedback label.
       negatives: Items with a training event that are drawn uniformly a step, shared by its
         targets; at least the catalogue's size means all of them.
@@ -170,7 +172,7 @@ class Loss(_Section):
       temperature: Initial divisor of the pooled cosine; it is trained.
     """
 
-    retrieval: float = pydantic.Field(1.0, ge=0)
+    retrieval: float = pydantic.Field(1.0, gt=0)
     ranking: float = pydantic.Field(0.5, ge=0)
     feedback: float = pydantic.Field(0.1, ge=0)
     negatives: int = pydantic.Field(2048, ge=0)

@@ -317,6 +317,22 @@ def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
     assert model._feedback(step) != model._feedback(moved)
 
 
+def test_the_ranking_moves_the_scorer_and_no_tower():
+    model, given = build(), batch([0, 1, 2, 3])
+    with tf.GradientTape() as tape:
+        loss = model._ranking(model._step(given, training=False))
+    found = tape.gradient(loss, model.trainable_variables)
+    moved = {
+        variable.name
+        for variable, gradient in zip(model.trainable_variables, found, strict=True)
+        if gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 1e-7
+    }
+    norms = [*model.item_tower.token_norm.weights, *model.user_tower.token_norm.weights]
+    own = {v.name for v in (*norms, *model.scorer.weights, model.prior)}
+    assert moved - own == {model.user_tower.recency.name}
+    assert len(moved & own) > 0.7 * len(own)
+
+
 def test_an_item_without_a_training_event_is_no_negative():
     model, given = build(), batch([0, 1, 2, 3])
     items, at = model._items_of_step(given)

@@ -78,7 +78,7 @@ class Step(NamedTuple):
       items: `[U]` rows of all items of the step, each once.
       at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
       pooled: `[U, d]` unit vectors.
-      tokens, mask, prefix: See `towers.UserTower.call`.
+      tokens, mask, prefix: See `towers.UserTower.call`; no gradient flows through.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
       positive: `[B, T]` weight of the targets that are positive; 0 elsewhere.
@@ -214,7 +214,7 @@ class Recommender(tfrs.Model):
             training=training,
         )
         cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
-        # The ranking learns how far to trust the retrieval, it does not bend it.
+        # The ranking learns how far to trust the retrieval.
         scale = tf.stop_gradient(tf.exp(self.retrieval.log_scale))
         return score + self.prior * scale * tf.stop_gradient(cosine)
 
@@ -314,7 +314,9 @@ class Recommender(tfrs.Model):
             items=items,
             at=at,
             pooled=self.item_tower.pool(vectors),
-            tokens=tokens,
+            # The ranking reads the towers' tokens and does not bend them: with a gradient
+            # the retrieval came out worse, and the ranking no better.
+            tokens=tf.stop_gradient(tokens),
             mask=mask,
             prefix=prefix,
             query=self.user_tower.query(tokens, prefix, seen, gaps),
@@ -406,7 +408,11 @@ class Recommender(tfrs.Model):
         seen = tf.gather_nd(step.batch["target_seen"], pick)[:, None]
         query = tf.gather_nd(step.query, pick)
         tokens, mask = self.user_tower.known(
-            own(step.tokens), own(step.mask), step.prefix, seen, query[:, None]
+            own(step.tokens),
+            own(step.mask),
+            step.prefix,
+            seen,
+            tf.stop_gradient(query)[:, None],
         )
         return UserState(query, tokens[:, 0], mask[:, 0])
 

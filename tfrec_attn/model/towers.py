@@ -85,11 +85,12 @@ class ItemTower(tf_keras.layers.Layer):
         return tf.math.l2_normalize(self.pool_norm(vector), -1)
 
     def call(self, features, training=None):
-        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and their mask."""
+        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and their mask; no
+        gradient flows to the encoders."""
         tokens, mask = self.features(features, training=training)
         first = self.vector(features, training=training)[:, None]
-        tokens = self.token_norm(tf.concat([first, tokens], 1))
-        return tokens, tf.concat([tf.ones_like(mask[:, :1]), mask], 1)
+        tokens = tf.stop_gradient(tf.concat([first, tokens], 1))
+        return self.token_norm(tokens), tf.concat([tf.ones_like(mask[:, :1]), mask], 1)
 
 
 class UserTower(tf_keras.layers.Layer):
