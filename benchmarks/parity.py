@@ -12,7 +12,6 @@ example TF Serving. The status is 1 if an answer differs.
 
 import argparse
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prints a row a protocol; 1 if an answer differs, 2 if there is nothing to compare."""
     args = parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tfrec_attn.serve.client import ServerError
 
     try:

@@ -9,12 +9,15 @@ on first use.
 """
 
 import importlib
+import os
 
 from tfrec_attn import keras_binding
 
 # TFRS and transformers' TensorFlow classes need Keras 2 under `tf.keras`, and TensorFlow
 # reads this switch when it is first imported.
 keras_binding.switch_on()
+# TensorFlow's notes on start-up (no GPU, oneDNN) are not for whoever runs a command.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 __version__ = "0.1.0"
 

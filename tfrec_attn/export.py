@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -88,7 +87,6 @@ def main(argv=None) -> int:
     add("--to", type=Path, required=True, help="model folder, e.g. saved_models/movielens")
     add("--version", type=int, help="the next free one by default")
     args = parser.parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # TensorFlow renames inner inputs that nobody sees, and says so at length.
     logging.getLogger("absl").setLevel(logging.ERROR)

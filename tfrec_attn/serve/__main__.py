@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then finishes what runs; 2 if it cannot start."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # A busy port is said below, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
