@@ -32,6 +32,9 @@ ROWS = [
     ["evaluate"],
     ["serve"],
     ["export", "train", "ask", "doctor"],
+    ["explanation"],
+    ["explanation_page"],
+    ["explain"],
 ]  # fmt: skip
 # Beside the rows: what is on the left never comes to import what is on the right. `config`
 # knows the schema of the tables, and `recommender.build` the config: not followed.
@@ -145,6 +148,7 @@ HEAVY = ["tensorflow", "keras", "tf_keras", "transformers", "torch"]
         ("from tfrec_attn import Client", ["polars", "pydantic"]),
         ("import tfrec_attn.serve.client", ["polars", "pydantic"]),
         ("import tfrec_attn.ask", ["polars", "pydantic"]),
+        ("import tfrec_attn.explain", ["polars", "pydantic"]),
         ("import tfrec_attn.train; tfrec_attn.train.parser()", ["grpc", "matplotlib"]),
         ("import tfrec_attn.export", ["grpc"]),
     ],

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tfrec_attn.serve.client import Client, Recommendations, ServerError
 
@@ -12,7 +14,17 @@ NAME = "tfrec_attn.ask"
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__)
+    parser = asking(NAME, __doc__)
+    add = parser.add_argument
+    add("--exclude", action="append", default=[], metavar="ITEM", help="repeat")
+    add("--candidate", action="append", default=[], metavar="ITEM", help="repeat")
+    add("--k", type=int, default=10, help="how many items (default: 10)")
+    return parser
+
+
+def asking(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The flags of every command that asks a server about a user."""
+    parser = argparse.ArgumentParser(prog=name, description=description)
     add = parser.add_argument
     add("--user", default="", help="user id; may be unknown to the model, or empty")
     add(
@@ -22,8 +34,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="ITEM",
         help="oldest first; repeat",
     )
-    add("--exclude", action="append", default=[], metavar="ITEM", help="repeat")
-    add("--candidate", action="append", default=[], metavar="ITEM", help="repeat")
     add(
         "--profile",
         action="append",
@@ -31,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="COLUMN=VALUE",
         help="a column of the user, for example age=30; repeat",
     )
-    add("--k", type=int, default=10, help="how many items (default: 10)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--target", default="localhost:8500", help="gRPC (default: %(default)s)"
@@ -45,39 +54,53 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the answer; 2 if there is none."""
-    args = parser().parse_args(argv)
+    return answered(NAME, parser().parse_args(argv), ask, table)
+
+
+def answered(
+    name: str,
+    args: argparse.Namespace,
+    question: Callable[[Client, argparse.Namespace], Any],
+    text: Callable[[Any], str],
+) -> int:
+    """Puts the question to the server and prints its answer, a dataclass, as `text` or as
+    JSON; 2 and one line if there is none."""
     target = args.rest or args.target
+    protocol = "rest" if args.rest else "grpc"
     try:
-        answer = ask(args, target)
+        if not args.rest and "://" in target:
+            raise ValueError(
+                f"--target must be host:port, for gRPC: received {target!r}. "
+                "Drop the scheme, or ask over REST with --rest."
+            )
+        with Client(target, args.model, protocol=protocol, timeout=args.timeout) as client:
+            answer = question(client, args)
     except ServerError as error:
-        print(
-            f"{NAME}: {advice(error, target, args.model, bool(args.rest))}", file=sys.stderr
-        )
+        line = advice(error, target, args.model, bool(args.rest))
+        print(f"{name}: {line}", file=sys.stderr)
         return 2
-    except ValueError as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(dataclasses.asdict(answer), indent=2) if args.json else table(answer))
+    print(json.dumps(dataclasses.asdict(answer), indent=2) if args.json else text(answer))
     return 0
 
 
-def ask(args: argparse.Namespace, target: str) -> Recommendations:
+def ask(client: Client, args: argparse.Namespace) -> Recommendations:
     """One call to the server."""
-    if not args.rest and "://" in target:
-        raise ValueError(
-            f"--target must be host:port, for gRPC: received {target!r}. "
-            "Drop the scheme, or ask over REST with --rest."
-        )
-    protocol = "rest" if args.rest else "grpc"
-    with Client(target, args.model, protocol=protocol, timeout=args.timeout) as client:
-        return client.recommend(
-            args.user,
-            args.history,
-            k=args.k,
-            exclude=args.exclude,
-            candidates=args.candidate,
-            profile=dict(column(text) for text in args.profile),
-        )
+    return client.recommend(
+        args.user,
+        args.history,
+        k=args.k,
+        exclude=args.exclude,
+        candidates=args.candidate,
+        profile=profile(args),
+    )
+
+
+def profile(args: argparse.Namespace) -> dict[str, str]:
+    """The values of `--profile` by column."""
+    return dict(column(text) for text in args.profile)
 
 
 def column(text: str) -> tuple[str, str]:

@@ -56,11 +56,12 @@ def write_tables(folder: pathlib.Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def untrained(folder: pathlib.Path, **index):
+def untrained(folder: pathlib.Path, split: str = "global-time", **index):
     """A model with the weights it starts from, and its data.
 
     Args:
       folder: Where tables and BERT are written.
+      split: How the interactions are split.
       index: Settings of the section `index`.
     """
     write_tables(folder)
@@ -87,6 +88,7 @@ def untrained(folder: pathlib.Path, **index):
         "text": {"backbone": str(write_bert(folder / "bert")), "max_length": 8},
         "model": {"dim": 8, "user_id": True},
         "examples": {"history": 5},
+        "split": {"name": split},
         "index": index,
     }
     prepared = pipeline.prepare(config.validate(settings))

@@ -1,0 +1,351 @@
+"""Explanations: by hand from a made-up answer, and of a trained shop through a server."""
+
+import dataclasses
+import html.parser
+import itertools
+import json
+import pathlib
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from tfrec_attn import explain, explanation_page, metrics
+from tfrec_attn.explanation import Explanation, Part, spans
+from tfrec_attn.serve.client import Client, Recommendation, Recommendations
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))
+import shop
+import toys
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The shop's model after some epochs, and its data."""
+    from tfrec_attn import fit
+
+    folder = tmp_path_factory.mktemp("shop")
+    model, prepared = shop.untrained(folder, "leave-last-out", shortlist=11, max_k=3)
+    settings = prepared.config.train.model_copy(
+        update={"epochs": 4, "batch_size": 8, "learning_rate": 0.02}
+    )
+    better = itertools.count()
+    validate = lambda: {settings.monitor: float(next(better))}
+    fit.fit(model, prepared.training(), validate, settings=settings, out=folder)
+    return model, prepared
+
+
+@pytest.fixture(scope="module")
+def live(trained, tmp_path_factory):
+    """A server of the trained shop, its index kept shorter than a history."""
+    from tfrec_attn import export
+    from tfrec_attn.serve.export import write
+
+    base = tmp_path_factory.mktemp("models") / "shop"
+    write(export.served(*trained), base, 1)
+    with toys.live(base, "shop") as (running, _):
+        yield running
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def where(live, request):
+    if request.param == "grpc":
+        return ["--target", f"localhost:{live.grpc_port}", "--model", "shop"]
+    return ["--rest", f"http://localhost:{live.rest_port}", "--model", "shop"]
+
+
+@pytest.fixture
+def client(where):
+    with Client(where[1], "shop") as opened:
+        yield opened
+
+
+ITEM = [b"item", b"id", b"kind=a", b"", b"[CLS]", b"hob", b"##bi", b"##t", b"!", b"[SEP]"]
+USER = [b"history", b"", b"user", b"query", b"", b"history=7", b"history=8"]
+
+
+class Answered:
+    """A client whose server said this: contributions by hand."""
+
+    def predict(self, signature, inputs):
+        assert (signature, inputs["item"]) == ("explain", ["5"])
+        rng = np.random.default_rng(0)
+        return {
+            "score": np.array([9.0]),
+            "retrieval_contribution": np.array([4.0]),
+            "item_contributions": np.arange(10.0)[None] / 9,
+            "user_contributions": np.array([[1, 0, 0.5, 0.25, 0, 5, -2]]),
+            "attention": rng.random((1, 7, 10)),
+            "item_token": np.array([ITEM], object),
+            "user_token": np.array([USER], object),
+            "known_item": np.array([True]),
+            "known_user": np.array([True]),
+        }
+
+    def recommend(self, user_id, *, candidates, k):
+        assert (user_id, k) == ("", len(candidates))
+        texts = {"5": "The <Hobbit>!", "7": "Emma", "8": "Ulysses"}
+        # Two at most: the rest has to be asked for again.
+        known = [one for one in candidates if one in texts][:2]
+        items = tuple(Recommendation(one, 1.0, texts[one]) for one in known)
+        return Recommendations(items, False, 0, False)
+
+
+@pytest.fixture
+def made():
+    return explain.explain(Answered(), "42", "5", history=["7", "lost", "8"])
+
+
+def test_pieces_are_joined_to_words_and_padding_is_left_out(made):
+    found = [(part.kind, part.name, part.text, part.span) for part in made.item_parts]
+    assert found == [
+        ("whole", "item", "the item as a whole", None),
+        ("column", "id", "id", None),
+        ("column", "kind=a", "kind=a", None),
+        ("word", "[CLS]", "[CLS]", None),
+        ("word", "hobbit", "Hobbit", (5, 11)),
+        ("word", "!", "!", (12, 13)),
+        ("word", "[SEP]", "[SEP]", None),
+    ]
+    ninths = [part.contribution * 9 for part in made.item_parts]
+    np.testing.assert_allclose(ninths, [0, 1, 2, 4, 5 + 6 + 7, 8, 9])
+
+
+def test_the_users_parts_have_kinds_and_titles(made):
+    assert [dataclasses.astuple(part) for part in made.user_parts] == [
+        ("column", "history", "history", 1.0, None),
+        ("whole", "user", "the user as a whole", 0.5, None),
+        ("whole", "query", "the user at this moment", 0.25, None),
+        ("event", "history=7", "Emma", 5.0, None),
+        ("event", "history=8", "Ulysses", -2.0, None),
+    ]
+    assert made.unknown_history == ("lost",)
+    assert made.item_text == "The <Hobbit>!"
+
+
+def test_a_word_looks_as_its_pieces_do_on_average(made):
+    raw = np.random.default_rng(0).random((7, 10))[[0, 2, 3, 5, 6]]
+    columns = [raw[:, [i]] for i in (0, 1, 2, 4)] + [raw[:, 5:8], raw[:, [8]], raw[:, [9]]]
+    want = np.stack([column.mean(1) for column in columns], 1)
+    np.testing.assert_allclose(made.attention, want)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "found"),
+    [
+        ("Pulp Fiction", ["pulp", "fiction"], ["Pulp", "Fiction"]),
+        ("war war", ["war", "war"], ["war", "war"]),
+        ("Amélie é", ["amelie", "e"], ["Amélie", "é"]),
+        ("Ame\u0301 x", ["ame", "x"], ["Ame\u0301", "x"]),
+        ("Pu\u200blp x", ["pulp", "x"], ["Pu\u200blp", "x"]),
+        ("Pulp Fiction", ["Pulp", "Fiction"], ["Pulp", "Fiction"]),
+        ("七人 (1954)", ["七", "人", "(", "1954", ")"], ["七", "人", "(", "1954", ")"]),
+        ("한국 영화", ["한국", "영화"], ["한국", "영화"]),
+        ("a ☃ b", ["a", "[UNK]", "b"], ["a", "☃", "b"]),
+        ("☃ b ☂", ["[UNK]", "b", "[UNK]"], ["☃", "b", "☂"]),
+        ("a ☃☂ b", ["a", "[UNK]", "[UNK]", "b"], ["a", None, None, "b"]),
+        ("a ☃ cut off", ["a", "[UNK]"], ["a", "☃"]),
+        ("", ["a"], [None]),
+        ("a", [], []),
+    ],
+)
+def test_words_are_found_in_the_text_as_it_was_written(text, words, found):
+    places = spans(text, words)
+    assert [span and text[slice(*span)] for span in places] == found
+    real = [span for span in places if span]
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(real))
+
+
+@pytest.mark.parametrize(("user", "item"), [("u4", "i3"), ("u4", "i4"), ("u17", "i30")])
+def test_both_sides_sum_to_the_score(client, user, item):
+    found = explain.explain(client, user, item)
+    (scored,) = client.score(user, [item]).items
+    assert found.score == pytest.approx(scored.score, abs=1e-5)
+    for parts in (found.item_parts, found.user_parts):
+        credit = [part.contribution for part in parts]
+        assert found.retrieval + sum(credit) == pytest.approx(scored.score, abs=1e-5)
+        assert max(map(abs, credit)) > 1e-3
+    np.testing.assert_allclose(np.sum(found.attention, 0), 1, atol=1e-5)
+
+
+def test_an_explanation_is_of_the_user_that_is_described(client, trained):
+    _, prepared = trained
+    texts = dict(zip(prepared.items.ids, prepared.items.texts, strict=True))
+    found = explain.explain(
+        client, "new", "i4", history=["i9", "lost", "i2"], profile={"age": 30}
+    )
+    events = [part for part in found.user_parts if part.kind == "event"]
+    assert [(part.name, part.text) for part in events] == [
+        ("history=i9", texts["i9"]), ("history=i2", texts["i2"]),
+    ]  # fmt: skip
+    words = [part.text for part in found.item_parts if part.kind == "word"]
+    assert words == ["[CLS]", *texts["i4"].split(), "[SEP]"]
+    assert (found.known_user, found.unknown_history) == (False, ("lost",))
+    # max_k = 3: the titles of a stored history of 5 and the item's own still all arrive.
+    stored = explain.explain(client, "u4", "i4")
+    titles = [part.text for part in stored.user_parts if part.kind == "event"]
+    assert len(titles) == 5
+    assert set(titles) <= set(texts.values())
+
+
+def test_the_command_prints_sums(where, capsys):
+    assert explain.main(["--user", "u4", "--item", "i3", "--history", "x", *where]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("user u4, item i3: ")
+    word, score, _, _, retrieval, *_, scorer = lines[1].split()
+    assert word == "score"
+    assert float(score) == pytest.approx(float(retrieval) + float(scorer), abs=2e-4)
+    first, second = (lines.index(line) for line in lines if line.startswith("the "))
+    for rows in (lines[first + 1 : second - 1], lines[second + 1 : -1]):
+        printed = sum(float(row.split()[0]) for row in rows)
+        assert printed == pytest.approx(float(scorer), abs=1e-4 * len(rows))
+    assert lines[-1] == "(unknown items of the history: x)"
+
+
+def test_what_is_not_shown_is_summed():
+    parts = [Part("word", str(n), str(n), n / 4) for n in range(-6, 7)]
+    shown = explain.rows(parts)
+    assert [row.split()[1] for row in shown[:4]] == ["-6", "6", "-5", "5"]
+    assert shown[10:] == ["  +0.0000  (3 others)"]
+    assert explain.rows(parts[9:]) == [
+        "  +1.5000  6", "  +1.2500  5", "  +1.0000  4", "  +0.7500  3",
+    ]  # fmt: skip
+
+
+def test_json_is_the_explanation(where, client, capsys):
+    assert explain.main(["--user", "u4", "--item", "i3", "--json", *where]) == 0
+    said = json.loads(capsys.readouterr().out)
+    want = json.loads(json.dumps(dataclasses.asdict(explain.explain(client, "u4", "i3"))))
+    assert said == want
+
+
+class Read(html.parser.HTMLParser):
+    """The tags of a page with their attributes, and the texts in each kind of tag."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.open += [] if tag == "meta" else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+
+def test_the_page_marks_words_and_events(made):
+    read = Read(explanation_page.page(made))
+    assert read.open == []
+    assert read.texts["mark"] == ["Hobbit", "!"]
+    marks = [attrs for tag, attrs in read.tags if tag == "mark"]
+    # 18 ninths are the largest of the item's parts.
+    assert [mark["title"] for mark in marks] == ["+2.0000", "+0.8889"]
+    assert marks[0]["style"] == f"background: rgba({explanation_page.UP}, 0.750)"
+    assert marks[1]["style"] == f"background: rgba({explanation_page.UP}, 0.333)"
+    lower = [attrs for tag, attrs in read.tags if attrs.get("title") == "-2.0000"]
+    assert lower == [
+        {
+            "style": f"background: rgba({explanation_page.DOWN}, 0.300)",  # 0.75 * 2 / 5
+            "title": "-2.0000",
+        }
+    ]
+    cells = [attrs["title"] for tag, attrs in read.tags if tag == "td" and "title" in attrs]
+    heat = [f"{weight:+.4f}" for row in made.attention for weight in row]
+    assert cells[-len(heat) :] == heat
+    assert "Score 9.0000 = retrieval 4.0000 + attention-weighted cosine 5.0000. " in (
+        "".join(read.texts["p"])
+    )
+
+
+def test_nothing_on_the_page_is_read_as_a_tag_or_fetched(made):
+    nasty = '<script src="http://x/">&amp;</script>'
+    part = Part("word", nasty, nasty, 1.0, (0, len(nasty)))
+    chip, event = Part("column", nasty, nasty, 1.0), Part("event", nasty, nasty, 1.0)
+    read = Read(
+        explanation_page.page(
+            dataclasses.replace(
+                made,
+                user=nasty,
+                item_text=nasty,
+                item_parts=(part, chip),
+                user_parts=(event,),
+                attention=((0.5, 0.5),),
+                unknown_history=(nasty,),
+            )
+        )
+    )
+    used = {tag for tag, _ in read.tags}
+    assert not used & {"script", "link", "img", "iframe"}
+    assert not [attrs for _, attrs in read.tags if {"src", "href"} & set(attrs)]
+    assert read.texts["mark"] == [nasty]
+    assert nasty in read.texts["title"][0]
+    assert "url(" not in explanation_page.STYLE
+
+
+def test_the_command_writes_the_page(where, client, tmp_path, capsys):
+    file = tmp_path / "page.html"
+    flags = ["--user", "u4", "--item", "i3", *where]
+    assert explain.main([*flags, "--html", str(file)]) == 0
+    assert file.read_text("utf-8") == explanation_page.page(
+        explain.explain(client, "u4", "i3")
+    )
+    assert explain.main([*flags, "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert "no/page.html" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--user", "u4", "--item", "lost"], "does not know the item 'lost'"),
+        (["--user", "lost", "--item", "i3"], "does not know the user 'lost'"),
+        (["--user", "u4", "--item", "i3", "--profile", "x=1"], "does not read user_x; it"),
+        (["--user", "u4", "--item", "i3", "--model", "x"], "has no model x ready"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(where, flags, message, capsys):
+    assert explain.main([*where, *flags]) == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert error.startswith("tfrec_attn.explain: ")
+    assert message in error
+
+
+def test_a_model_that_does_not_explain_says_what_it_does(tmp_path, capsys):
+    toys.save_recommender(tmp_path / "movielens" / "1")
+    with toys.live(tmp_path / "movielens", "movielens") as (running, _):
+        target = f"localhost:{running.grpc_port}"
+        assert explain.main(["--user", "1", "--item", "i1", "--target", target]) == 2
+    said = 'no signature "explain"; it has: score, serving_default.'
+    assert said in capsys.readouterr().err
+
+
+def test_doubts_are_said(made):
+    silent = dataclasses.replace(made, item_parts=(), known_user=False, unknown_history=())
+    assert explain.notes(silent) == [
+        "the model has not seen this user",
+        "this model is served without re-ranking: the retrieval decides alone",
+    ]
+    assert isinstance(made, Explanation)
+    assert explain.notes(dataclasses.replace(made, unknown_history=())) == []
+
+
+def test_the_most_credited_tokens_carry_the_score(trained):
+    """A small benchmarks/faithfulness.py: 8 items for each of the shop's users."""
+    measure = runpy.run_path(str(ROOT / "benchmarks" / "faithfulness.py"))["measure"]
+    found = measure(*trained, items=8, users=100)
+    for side in ("item tokens", "events"):
+        for masked in (1, 2):
+            row = found[side, masked]
+            assert row["pairs"] == 8 * shop.USERS
+            assert metrics.bootstrap(row["most"], row["random"]).high < 0
+            assert row["most"].mean() < 0
+    row = found["item tokens", 1]
+    assert metrics.bootstrap(row["least"], row["random"]).low > 0

@@ -1,0 +1,261 @@
+"""What carried a score: the served signature `explain` in words. No TensorFlow.
+
+    with Client("localhost:8500", "movielens") as client:
+        for word in explain(client, "42", "56").item_parts:
+            print(word.contribution, word.text)
+
+Letters: n tokens of a user, m of an item.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tfrec_attn.serve.client import Client
+from tfrec_attn.serve.inputs import Users
+
+# What a reader calls tokens that stand for no value of the tables.
+_WHOLES = {
+    "item": "the item as a whole",
+    "user": "the user as a whole",
+    "query": "the user at this moment",
+}
+_FRAME = ("[CLS]", "[SEP]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One token, or the pieces of one word.
+
+    Attributes:
+      kind: `whole`, `column`, `word` (of the item's text) or `event` (of the history).
+      name: What the model calls it: `item`, `genres=Drama`, `history=56`; the pieces of a
+        word are joined.
+      text: What a reader calls it: a word as the text has it, the text of an event's item.
+      contribution: What it adds to the score; words are the sum of their pieces.
+      span: Where a word stands in `Explanation.item_text`; None for what has no place
+        there (`[CLS]`, `[SEP]`, what the vocabulary lacks).
+    """
+
+    kind: str
+    name: str
+    text: str
+    contribution: float
+    span: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What carried the score of one item for one user.
+
+    `retrieval` and the contributions of the item's parts sum to `score`; so do `retrieval`
+    and those of the user's parts. They share out the same number from two sides.
+
+    Attributes:
+      user, item: Ids.
+      item_text: What the model read of the item.
+      score: As `Client.score` gives it.
+      retrieval: The pooled cosine's share.
+      item_parts: In the order of the tokens; padding is left out.
+      user_parts: Profile, the user as a whole, then the events, the latest last.
+      attention: For each of the user's parts a row: how much each of the item's parts
+        looks at it, the mean over heads and over a word's pieces. With
+        `model.mode = "softmax"` a column sums to 1; with `"article"` these are cosines.
+      known_user: Whether the model has seen this user id.
+      unknown_history: Ids of the history asked with that the model does not know.
+    """
+
+    user: str
+    item: str
+    item_text: str
+    score: float
+    retrieval: float
+    item_parts: tuple[Part, ...]
+    user_parts: tuple[Part, ...]
+    attention: tuple[tuple[float, ...], ...]
+    known_user: bool
+    unknown_history: tuple[str, ...]
+
+
+def explain(
+    client: Client,
+    user_id: str | int,
+    item_id: str | int,
+    history: Sequence[str | int] = (),
+    profile: Mapping[str, Any] | Sequence = (),
+    time: Any = None,
+    history_feedback: Sequence[str] = (),
+    history_time: Sequence[Any] = (),
+) -> Explanation:
+    """Asks a server what carried the score of one item for one user.
+
+    Args:
+      client: An open client.
+      user_id: One id; others as in `Client.recommend`.
+      item_id: An item of the catalogue, seen by the user or not.
+
+    Raises:
+      ValueError: When the model has no signature `explain`, does not know the item, or
+        knows nothing of the user: an unknown id without history and profile.
+      ServerError: When the server refuses or does not answer.
+    """
+    user, item = Users.of(str(user_id)), str(item_id)
+    inputs = user.inputs(history, profile, time, history_feedback, history_time)
+    outputs = client.predict("explain", inputs | {"item": [item]})
+    found = {name: value[0] for name, value in outputs.items()}
+    if not found["known_item"]:
+        raise ValueError(
+            f"The model does not know the item {item!r}: it explains items that were in "
+            "the items table when it was exported."
+        )
+    if not (found["known_user"] or len(history) or profile):
+        raise ValueError(
+            f"The model does not know the user {user.ids[0]!r}, and so there is nothing "
+            "to explain: give a history or a profile."
+        )
+    item_tokens, user_tokens = (
+        [token.decode() for token in found[f"{side}_token"]] for side in ("item", "user")
+    )
+    given = [str(one) for one in history]
+    events = [token.removeprefix("history=") for token in user_tokens]
+    texts = _texts(client, [item, *given, *events[_events_begin(user_tokens) :]])
+    item_groups, user_groups = _item_groups(item_tokens), _user_groups(user_tokens)
+    share = found["attention"].astype(float)
+    share = np.stack([share[:, group].mean(1) for _, group in item_groups], 1)
+    return Explanation(
+        user=user.ids[0],
+        item=item,
+        item_text=texts.get(item, ""),
+        score=float(found["score"]),
+        retrieval=float(found["retrieval_contribution"]),
+        item_parts=_item_parts(
+            item_tokens, item_groups, found["item_contributions"], texts.get(item, "")
+        ),
+        user_parts=_user_parts(
+            user_tokens, user_groups, found["user_contributions"], texts
+        ),
+        attention=tuple(tuple(share[i].tolist()) for _, (i,) in user_groups),
+        known_user=bool(found["known_user"]),
+        unknown_history=tuple(one for one in given if one not in texts),
+    )
+
+
+def _texts(client: Client, ids: Sequence[str]) -> dict[str, str]:
+    """What the model read of each item, by id; unknown ids are left out."""
+    found: dict[str, str] = {}
+    wanted = sorted({one for one in ids if one})
+    while wanted:
+        # For nobody no item is left out as seen; a model may answer less than is asked.
+        answer = client.recommend("", candidates=wanted, k=len(wanted)).items
+        found |= {one.id: one.text for one in answer}
+        wanted = [one for one in wanted if one not in found] if answer else []
+    return found
+
+
+Group = tuple[str, list[int]]
+
+
+def _item_groups(tokens: Sequence[str]) -> list[Group]:
+    """Kind and places of each part: the item, its columns, and the words of its text, which
+    stand between `[CLS]` and `[SEP]`; padding is left out."""
+    begin = tokens.index("[CLS]") if "[CLS]" in tokens else len(tokens)
+    end = tokens.index("[SEP]", begin) if "[SEP]" in tokens[begin:] else len(tokens)
+    groups: list[Group] = []
+    for place, token in enumerate(tokens):
+        text = begin <= place <= end
+        if text and token.startswith("##"):
+            groups[-1][1].append(place)
+        elif token:
+            kind = "word" if text else "column" if place else "whole"
+            groups.append((kind, [place]))
+    return groups
+
+
+def _events_begin(tokens: Sequence[str]) -> int:
+    """The events stand behind the last `query`: their names all begin with `history=`."""
+    return len(tokens) - tokens[::-1].index("query")
+
+
+def _user_groups(tokens: Sequence[str]) -> list[Group]:
+    begin = _events_begin(tokens)
+    kinds = ["column"] * (begin - 2) + ["whole"] * 2 + ["event"] * (len(tokens) - begin)
+    return [(kind, [i]) for i, kind in enumerate(kinds) if tokens[i]]
+
+
+def _item_parts(tokens, groups, contributions, text: str) -> tuple[Part, ...]:
+    names = ["".join(tokens[i].removeprefix("##") for i in places) for _, places in groups]
+    words = [
+        row
+        for row, (kind, _) in enumerate(groups)
+        if kind == "word" and names[row] not in _FRAME
+    ]
+    place = dict(zip(words, spans(text, [names[row] for row in words]), strict=True))
+    return tuple(
+        Part(
+            kind,
+            names[row],
+            text[slice(*span)] if (span := place.get(row)) else _shown(kind, names[row]),
+            float(sum(contributions[i] for i in places)),
+            span,
+        )
+        for row, (kind, places) in enumerate(groups)
+    )
+
+
+def _user_parts(tokens, groups, contributions, texts) -> tuple[Part, ...]:
+    def text(kind: str, name: str) -> str:
+        id_ = name.removeprefix("history=")
+        return texts.get(id_, id_) if kind == "event" else _shown(kind, name)
+
+    return tuple(
+        Part(kind, tokens[i], text(kind, tokens[i]), float(contributions[i]))
+        for kind, (i,) in groups
+    )
+
+
+def _shown(kind: str, name: str) -> str:
+    return _WHOLES[name] if kind == "whole" else name
+
+
+def spans(text: str, words: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Where WordPiece's words stand in the text that they were made of, one after another.
+
+    Case, accents and control characters do not count: a checkpoint may leave them out. A
+    word that is not found (`[UNK]`) is what stands between its neighbours, None where they
+    are not found either.
+    """
+    letters = [(letter, i) for i, one in enumerate(text) for letter in _folded(one)]
+    folded = "".join(letter for letter, _ in letters)
+    begins = [i for _, i in letters] + [len(text)]
+    found: list[tuple[int, int] | None] = [(0, 0)]
+    at = 0
+    for word in words:
+        key = "".join(map(_folded, word))
+        start = folded.find(key, at)
+        if start < 0:
+            found.append(None)
+            continue
+        at = start + len(key)
+        # A mark that was left out behind a letter belongs to it.
+        found.append((begins[start], max(begins[at], begins[at - 1] + 1)))
+    found.append((len(text), len(text)))
+    return [
+        span or _between(text, found[i - 1], found[i + 1])
+        for i, span in enumerate(found[1:-1], 1)
+    ]
+
+
+def _folded(letter: str) -> str:
+    parts = unicodedata.normalize("NFD", letter.lower())
+    return "".join(one for one in parts if unicodedata.category(one)[0] not in "MC")
+
+
+def _between(text, before, after) -> tuple[int, int] | None:
+    if not (before and after):
+        return None
+    match = re.compile(r"\S+").search(text, before[1], after[0])
+    return match.span() if match else None
