@@ -63,7 +63,19 @@ def client(where):
         yield opened
 
 
-ITEM = [b"item", b"id", b"kind=a", b"", b"[CLS]", b"hob", b"##bi", b"##t", b"!", b"[SEP]"]
+ITEM = [
+    b"item",
+    b"id",
+    b"kind=a",
+    b"",
+    b"[CLS]",
+    b"hob",
+    b"##bi",
+    b"##t",
+    b"!",
+    b"[SEP]",
+    b"age",
+]
 USER = [b"history", b"", b"user", b"query", b"", b"history=7", b"history=8"]
 
 
@@ -76,9 +88,9 @@ class Answered:
         return {
             "score": np.array([9.0]),
             "retrieval_contribution": np.array([4.0]),
-            "item_contributions": np.arange(10.0)[None] / 9,
+            "item_contributions": np.arange(11.0)[None] / 9,
             "user_contributions": np.array([[1, 0, 0.5, 0.25, 0, 5, -2]]),
-            "attention": rng.random((1, 7, 10)),
+            "attention": rng.random((1, 7, 11)),
             "item_token": np.array([ITEM], object),
             "user_token": np.array([USER], object),
             "known_item": np.array([True]),
@@ -109,9 +121,10 @@ def test_pieces_are_joined_to_words_and_padding_is_left_out(made):
         ("word", "hobbit", "Hobbit", (5, 11)),
         ("word", "!", "!", (12, 13)),
         ("word", "[SEP]", "[SEP]", None),
+        ("column", "age", "age", None),
     ]
     ninths = [part.contribution * 9 for part in made.item_parts]
-    np.testing.assert_allclose(ninths, [0, 1, 2, 4, 5 + 6 + 7, 8, 9])
+    np.testing.assert_allclose(ninths, [0, 1, 2, 4, 5 + 6 + 7, 8, 9, 10])
 
 
 def test_the_users_parts_have_kinds_and_titles(made):
@@ -127,9 +140,8 @@ def test_the_users_parts_have_kinds_and_titles(made):
 
 
 def test_a_word_looks_as_its_pieces_do_on_average(made):
-    raw = np.random.default_rng(0).random((7, 10))[[0, 2, 3, 5, 6]]
-    columns = [raw[:, [i]] for i in (0, 1, 2, 4)] + [raw[:, 5:8], raw[:, [8]], raw[:, [9]]]
-    want = np.stack([column.mean(1) for column in columns], 1)
+    raw = np.random.default_rng(0).random((7, 11))[[0, 2, 3, 5, 6]]
+    want = np.insert(raw[:, [0, 1, 2, 4, 8, 9, 10]], 4, raw[:, 5:8].mean(1), axis=1)
     np.testing.assert_allclose(made.attention, want)
 
 
@@ -140,7 +152,7 @@ def test_a_word_looks_as_its_pieces_do_on_average(made):
         ("war war", ["war", "war"], ["war", "war"]),
         ("Amélie é", ["amelie", "e"], ["Amélie", "é"]),
         ("Ame\u0301 x", ["ame", "x"], ["Ame\u0301", "x"]),
-        ("Pu\u200blp x", ["pulp", "x"], ["Pu\u200blp", "x"]),
+        ("Pu\u200blp ☃", ["pulp", "[UNK]"], ["Pu\u200blp", "☃"]),
         ("Pulp Fiction", ["Pulp", "Fiction"], ["Pulp", "Fiction"]),
         ("七人 (1954)", ["七", "人", "(", "1954", ")"], ["七", "人", "(", "1954", ")"]),
         ("한국 영화", ["한국", "영화"], ["한국", "영화"]),
@@ -227,7 +239,7 @@ class Read(html.parser.HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.tags, self.texts, self.open = [], {}, []
+        self.tags, self.texts, self.open, self.text = [], {}, [], ""
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
@@ -238,6 +250,7 @@ class Read(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        self.text += data
         self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
 
 
@@ -245,6 +258,7 @@ def test_the_page_marks_words_and_events(made):
     read = Read(explanation_page.page(made))
     assert read.open == []
     assert read.texts["mark"] == ["Hobbit", "!"]
+    assert made.item_text in read.text
     marks = [attrs for tag, attrs in read.tags if tag == "mark"]
     # 18 ninths are the largest of the item's parts.
     assert [mark["title"] for mark in marks] == ["+2.0000", "+0.8889"]
