@@ -2,12 +2,13 @@ r"""Whether the tokens that an explanation credits most are those that carry the
 
     python benchmarks/faithfulness.py --run runs/movielens-100k
 
-Of each user of the test fold some items of the shortlist are explained. Then tokens are
-masked in the scorer, as many of the most credited, of random and of the least credited
-ones, and the score is taken again: of the item's tokens, and of the history's events. If
-credit means anything, the score falls most where the most credited are missing. Where
-tokens are masked the weights of the rest grow, so this is not so by construction: what
-matters is how far a token's cosine lies above the item's mean, and credit is its size.
+For each user of the test fold some unseen items of the shortlist are explained. Then
+tokens are masked in the scorer, as many of the most credited, of random and of the least
+credited ones, and the score is taken again: of the item's tokens, and of the history's
+events. If credit means anything, the score falls most where the most credited are
+missing. Where tokens are masked the weights of the rest grow, so this is not so by
+construction: what matters is how far a token's cosine lies above the item's mean, and
+credit is its size.
 
 The retrieval's share sees no tokens and stays out of this. Changes are means over pairs of
 a user, then over users; intervals are 95 % bootstraps over users.
@@ -15,7 +16,6 @@ a user, then over users; intervals are 95 % bootstraps over users.
 
 import argparse
 import functools
-import os
 import sys
 from pathlib import Path
 
@@ -39,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prints a row a side and number of masked tokens; 2 if there is no run."""
     args = parser().parse_args(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from tfrec_attn import runs
 
     try:
@@ -72,14 +71,16 @@ def measure(model, prepared, *, items: int, users: int) -> dict:
     score = Changes(model.scorer, prepared.config.examples.history, draw)
     for rows in ranking.chunks(len(index), 32):
         state = ranking.users(model, matrices, queries, index[rows])
-        score.add(state, matrices, shortlisted(state, matrices, prepared, items, draw))
+        cosine = state.query.numpy() @ matrices.pooled.numpy().T
+        for row, user in zip(cosine, queries.user[index[rows]], strict=True):
+            row[queries.history.item[queries.history.user == user]] = -np.inf
+        size = max(prepared.config.index.shortlist, items)
+        score.add(state, matrices, shortlisted(cosine, size, items, draw))
     return score.means()
 
 
-def shortlisted(state, matrices, prepared, items: int, draw) -> np.ndarray:
-    """`[B, items]` rows out of each user's shortlist."""
-    cosine = state.query.numpy() @ matrices.pooled.numpy().T
-    size = min(max(prepared.config.index.shortlist, items), cosine.shape[1])
+def shortlisted(cosine: np.ndarray, size: int, items: int, draw) -> np.ndarray:
+    """`[B, items]` rows drawn out of the `size` best of each user `[B, I]`."""
     best = np.argsort(-cosine, 1, kind="stable")[:, :size]
     return np.take_along_axis(best, draw.random(best.shape).argsort(1)[:, :items], 1)
 
