@@ -159,9 +159,6 @@ class Loss(_Section):
         towers.
       ranking: Weight of the listwise softmax of the scorer over shortlists, which trains
         the scorer alone.
-      ranking_share: Share of the positive targets that train the ranking and not the
-        retrieval, which is better on what it was trained on than on what it is asked for.
-        0: all of them train both.
       feedback: Weight of the classification of the feedback label.
       negatives: Items with a training event that are drawn uniformly a step, shared by its
         targets; at least the catalogue's size means all of them.
@@ -177,7 +174,6 @@ class Loss(_Section):
 
     retrieval: float = pydantic.Field(1.0, gt=0)
     ranking: float = pydantic.Field(0.5, ge=0)
-    ranking_share: Share = 0.1
     feedback: float = pydantic.Field(0.1, ge=0)
     negatives: int = pydantic.Field(2048, ge=0)
     logq: bool = True

@@ -24,7 +24,6 @@ SETTINGS = {
         "hard_negatives": ITEMS,
         "rejected": 2,
         "ranked_targets": 100,
-        "ranking_share": 0.0,
     },
 }
 # Only the retrieval, with fewer negatives than items.
@@ -172,7 +171,7 @@ def test_what_stands_in_a_padded_target_changes_nothing():
 
 def test_a_weight_is_a_share_of_the_mean():
     model, given = build(**RETRIEVAL), batch([0, 1, 2])
-    real = model._step(given, training=False).retrieved.numpy() > 0
+    real = model._step(given, training=False).positive.numpy() > 0
     spot = [tuple(at) for at in np.argwhere(real)]
     value = lambda weight: float(
         model.compute_loss({**given, "weight": tf.constant(weight, tf.float32)})
@@ -222,10 +221,10 @@ def lists(model, given):
             lambda s, m: real.append(m.numpy()) or listwise(s, m),
         )
         model._ranking(model._step(given, training=False))
-    pick = model._drawn(seen["step"].ranked, 1).numpy()
+    pick = model._drawn(seen["step"].positive, 1).numpy()
     target = given["target"].numpy()[tuple(pick.T)]
     user = given["user"].numpy()[pick[:, 0]]
-    kept = seen["step"].ranked.numpy()[tuple(pick.T)] > 0
+    kept = seen["step"].positive.numpy()[tuple(pick.T)] > 0
     return [
         (int(u), int(t), row[0], set(row[1:][mask[1:]]), set(seen["step"].items.numpy()))
         for u, t, row, mask, k in zip(
@@ -311,39 +310,11 @@ def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
     assert set(label.numpy()[given["weight"].numpy() > 0]) == set(range(len(LABELS)))
     step = model._step(given, training=False)
     positive = (given["weight"].numpy() > 0) & (label.numpy() < 3)
-    for weight in (step.retrieved, step.ranked):
-        np.testing.assert_array_equal(weight.numpy() > 0, positive)
+    np.testing.assert_array_equal(step.positive.numpy() > 0, positive)
     other = {**given, "target_feedback": tf.where(label == 3, 4, label)}
     moved = model._step(other, training=False)
     assert model._ranking(step) == model._ranking(moved)
     assert model._feedback(step) != model._feedback(moved)
-
-
-def test_what_the_ranking_is_trained_on_the_retrieval_is_not():
-    given = batch(range(len(shop()[0])))
-    whole = build()._step(given, training=False).ranked.numpy()
-    step = build(ranking_share=0.3)._step(given, training=False)
-    ranked, retrieved = step.ranked.numpy(), step.retrieved.numpy()
-    np.testing.assert_array_equal(ranked + retrieved, whole)
-    assert not (ranked * retrieved).any()
-    assert 0 < np.count_nonzero(ranked) < np.count_nonzero(retrieved)
-    # Without a ranking nothing is kept for it.
-    alone = build(ranking_share=0.4, ranking=0.0)._step(given, training=False)
-    np.testing.assert_array_equal(alone.retrieved, whole)
-
-
-def test_the_same_pairs_are_kept_in_every_batch_and_as_many_as_asked():
-    model = build()
-    user, item = np.divmod(np.arange(40 * ITEMS), ITEMS)
-    chance = model._chance(tf.constant(user), tf.constant(item)).numpy()
-    for share in (0.1, 0.5, 0.9):
-        assert (chance < share).mean() == pytest.approx(share, abs=0.02)
-    # Neither some users nor some items are spared.
-    for group in (user, item):
-        assert (np.bincount(group, chance < 0.5) > 0).all()
-        assert (np.bincount(group, chance >= 0.5) > 0).all()
-    again = model._chance(tf.constant(user[7:9]), tf.constant(item[7:9]))
-    np.testing.assert_array_equal(again, chance[7:9])
 
 
 def test_the_ranking_moves_the_scorer_and_no_tower():

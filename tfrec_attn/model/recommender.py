@@ -81,8 +81,7 @@ class Step(NamedTuple):
       tokens, mask, prefix: See `towers.UserTower.call`; no gradient flows through.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
-      retrieved, ranked: `[B, T]` weight of the positive targets that train the retrieval,
-        and of those that train the ranking; 0 elsewhere.
+      positive: `[B, T]` weight of the targets that are positive; 0 elsewhere.
       training: Whether dropout is on.
     """
 
@@ -95,8 +94,7 @@ class Step(NamedTuple):
     prefix: tf.Tensor
     query: tf.Tensor
     taken: tf.Tensor
-    retrieved: tf.Tensor
-    ranked: tf.Tensor
+    positive: tf.Tensor
     training: bool
 
 
@@ -259,7 +257,7 @@ class Recommender(tfrs.Model):
         to the mean over the targets of the whole batch."""
         settings, step = self.settings, self._step(inputs, training)
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
-        weight = flat(step.retrieved)
+        weight = flat(step.positive)
         losses = self.retrieval(
             flat(step.query),
             items=step.items,
@@ -311,9 +309,6 @@ class Recommender(tfrs.Model):
         gaps = request_gap(batch["history_time"], seen, time)
         label = batch["target_feedback"]
         positive = tf.reduce_any(label[..., None] == self.positives, -1)
-        positive = batch["weight"] * tf.cast(positive, tf.float32)
-        share = self.settings.ranking_share if self.settings.ranking else 0.0
-        kept = self._chance(batch["user"][:, None], batch["target"]) < share
         return Step(
             batch=batch,
             items=items,
@@ -326,15 +321,9 @@ class Recommender(tfrs.Model):
             prefix=prefix,
             query=self.user_tower.query(tokens, prefix, seen, gaps),
             taken=self._taken(batch["user"], items),
-            retrieved=tf.where(kept, 0.0, positive),
-            ranked=tf.where(kept, positive, 0.0) if share else positive,
+            positive=batch["weight"] * tf.cast(positive, tf.float32),
             training=training,
         )
-
-    def _chance(self, user, item):
-        """A number below 1 for each pair, always the same (Knuth's multiplicative hash)."""
-        pair = tf.cast(user, tf.int64) * self.frequency.shape[0] + tf.cast(item, tf.int64)
-        return tf.cast(pair * 2654435761 % 2**32, tf.float64) / 2**32
 
     def _items_of_step(self, batch):
         """All items of a step, each once, and where each is among them."""
@@ -373,7 +362,7 @@ class Recommender(tfrs.Model):
         return tf.scatter_nd(pairs, ones, shape) > 0
 
     def _ranking(self, step):
-        pick = self._drawn(step.ranked, 1)
+        pick = self._drawn(step.positive, 1)
         user, own = self._users_of(step, pick), lambda value: tf.gather(value, pick[:, 0])
         target = tf.gather_nd(step.at["target"], pick)
         taken = own(step.taken)
@@ -384,7 +373,7 @@ class Recommender(tfrs.Model):
         losses = tasks.listwise(self._score(step, user, list_), real)
         # A target that the retrieval does not bring to the scorer is nothing to rank; with
         # it, the scorer would learn that the best cosines are the wrong ones.
-        handed = tf.gather_nd(step.ranked, pick) * tf.cast(reached, tf.float32)
+        handed = tf.gather_nd(step.positive, pick) * tf.cast(reached, tf.float32)
         return self._mean("ranking", losses, handed)
 
     def _feedback(self, step):
