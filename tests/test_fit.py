@@ -60,6 +60,32 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
     assert any((a != b).any() for a, b in zip(*validate.seen[2:], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("figure", "chosen"),
+    [
+        (lambda share: -abs(share - 0.5), 0.5),
+        (lambda share: -share, 0.0),
+        (lambda share: 0.2, 1.0),
+    ],
+    ids=["best in between", "best without", "all alike"],
+)
+def test_the_scorer_counts_as_much_as_is_best_on_the_validation_fold(
+    figure, chosen, tmp_path
+):
+    model = build()
+    validate = lambda: {"ndcg@10": figure(float(model.share))}
+    train(model, validate, tmp_path, epochs=1)
+    assert model.share == chosen
+    again = build()
+    fit.weights(again).read(str(tmp_path / "checkpoints" / "best")).expect_partial()
+    assert again.share == chosen
+
+
+def test_a_scorer_that_was_not_trained_does_not_count(stopped):
+    _, model, _, _ = stopped
+    assert model.share == 0
+
+
 def test_the_history_is_a_line_an_epoch(stopped):
     out, _, _, history = stopped
     lines = (out / "history.jsonl").read_text().splitlines()

@@ -1,6 +1,7 @@
 """Training: strategy, optimizer, schedule, checkpoints, early stopping, progress."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,11 @@ from tqdm import tqdm
 from tfrec_attn.data import batches
 from tfrec_attn.data.examples import Examples
 from tfrec_attn.model.recommender import Recommender
+
+logger = logging.getLogger(__name__)
+
+# Of the scorer's score in the ranking logit; see `Keeper.settle`.
+SHARES = (1.0, 0.5, 0.25, 0.0)
 
 
 def strategy(name: str) -> tf.distribute.Strategy:
@@ -72,7 +78,7 @@ def fit(
     if resume:
         keeper.restore()
     if keeper.stopped or keeper.done >= settings.epochs:
-        keeper.take_best()
+        keeper.settle()
         return keeper.history
     stream = batches.training(
         examples, settings.batch_size, seed=settings.seed, epoch=keeper.done
@@ -95,7 +101,7 @@ def fit(
             tf_keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False),
         ],
     )
-    keeper.take_best()
+    keeper.settle()
     return keeper.history
 
 
@@ -183,8 +189,21 @@ class Keeper(tf_keras.callbacks.Callback):
         self.last.save(checkpoint_number=self.done)
         self.model.stop_training = self.stopped
 
-    def take_best(self) -> None:
-        weights(self.recommender).read(str(self.best)).expect_partial()
+    def settle(self) -> None:
+        """Takes the best epoch's weights, and chooses how much the scorer's score counts:
+        none of it where that is best on the validation fold, or it was not trained."""
+        model, found = self.recommender, {}
+        kept = weights(model)
+        kept.read(str(self.best)).expect_partial()
+        for share in SHARES if model.settings.ranking else ():
+            model.share.assign(share)
+            found[share] = self.validate()[self.monitor]
+        # Of equals the first: all of the score.
+        share = max(found, key=found.__getitem__, default=0.0)
+        model.share.assign(share)
+        kept.write(str(self.best))
+        tried = ", ".join(f"{s:g}: {value:.4f}" for s, value in found.items())
+        logger.info("share of the scorer: %g (%s)", share, tried or "not trained")
 
 
 def generators(model: Recommender) -> list:

@@ -333,6 +333,28 @@ def test_the_ranking_moves_the_scorer_and_no_tower():
     assert len(moved & own) > 0.7 * len(own)
 
 
+def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
+    model = build()
+    items, draw = model.encode_items(), np.random.default_rng(5)
+    user = recommender.UserState(
+        items.pooled[:2],
+        tf.constant(draw.normal(size=(2, 5, 8)), tf.float32),
+        tf.ones((2, 5), bool),
+    )
+    rank = lambda: model.rank(
+        user, *(tf.stack([value[:4]] * 2) for value in items[1:])
+    ).numpy()
+    whole = rank()
+    model.share.assign(0.0)
+    cosine = rank()
+    scale = model.prior * tf.exp(model.retrieval.log_scale)
+    want = scale * tf.matmul(items.pooled[:2], items.pooled[:4], transpose_b=True)
+    np.testing.assert_allclose(cosine, want, atol=1e-5)
+    model.share.assign(0.5)
+    np.testing.assert_allclose(rank(), (whole + cosine) / 2, atol=1e-5)
+    assert np.abs(whole - cosine).max() > 1e-3
+
+
 def test_an_item_without_a_training_event_is_no_negative():
     model, given = build(), batch([0, 1, 2, 3])
     items, at = model._items_of_step(given)

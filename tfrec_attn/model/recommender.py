@@ -146,6 +146,8 @@ class Recommender(tfrs.Model):
         self.prior = self.add_weight(
             "prior", (), initializer=tf_keras.initializers.Constant(1.0)
         )
+        # How much of the score counts; `fit.settle` chooses it on the validation fold.
+        self.share = self.add_weight("share", (), initializer="ones", trainable=False)
         self.meters = {
             name: tf_keras.metrics.Mean(name)
             for name in ("loss", "retrieval", "ranking", "feedback")
@@ -194,7 +196,7 @@ class Recommender(tfrs.Model):
         return UserState(query[:, 0], tokens[:, 0], mask[:, 0])
 
     def rank(self, user: UserState, pooled, tokens, mask, training=None):
-        """Ranking logits of candidates: the scorer's, and a trained share of the cosine.
+        """Ranking logits of candidates: a share of the scorer's, and one of the cosine.
 
         Args:
           user: B users.
@@ -216,7 +218,7 @@ class Recommender(tfrs.Model):
         cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
         # The ranking learns how far to trust the retrieval.
         scale = tf.stop_gradient(tf.exp(self.retrieval.log_scale))
-        return score + self.prior * scale * tf.stop_gradient(cosine)
+        return self.share * score + self.prior * scale * tf.stop_gradient(cosine)
 
     @tf.function(reduce_retracing=True)
     def users_at(self, profile, vectors, batch):

@@ -85,7 +85,8 @@ class Index(tf.Module):
             "item_mask": mask,
         }
         _, parts = self.model.scorer(inputs, return_attention=True)
-        pairs, attention = parts["pair_contributions"][:, 0], parts["A"][:, 0]
+        pairs = self.model.share * parts["pair_contributions"][:, 0]
+        attention = parts["A"][:, 0]
         if attention.shape.rank == 4:
             attention = tf.reduce_mean(attention, 1)
         if not self.shortlist:
