@@ -1,5 +1,6 @@
 """Training: strategy, optimizer, schedule, checkpoints, early stopping, progress."""
 
+import functools
 import json
 import logging
 import math
@@ -27,7 +28,13 @@ def strategy(name: str) -> tf.distribute.Strategy:
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if name == "one":
         return tf.distribute.OneDeviceStrategy(devices[0].name)
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return _mirrored(tuple(device.name for device in devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One a process: a second one would give its collectives the keys of the first."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def deterministic(seed: int) -> None:
