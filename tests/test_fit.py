@@ -26,7 +26,8 @@ class Validation:
 
     def __call__(self):
         self.seen.append(values(self.model))
-        return {"ndcg@10": self.figures[len(self.seen) - 1], "hr@10": 0.5}
+        figure = self.figures[len(self.seen) - 1]
+        return {"ndcg@10": np.array([figure]), "hr@10": np.array([0.5])}
 
 
 def train(model, validate, out, *, resume=False, **changes):
@@ -61,19 +62,23 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
 
 
 @pytest.mark.parametrize(
-    ("figure", "chosen"),
+    ("figures", "chosen"),
     [
-        (lambda share: -abs(share - 0.5), 0.5),
-        (lambda share: -share, 0.0),
-        (lambda share: 0.2, 1.0),
+        # Gains of 0, 0, 0 and 4 have the mean 1 and the standard error √3 / 2; gains of 8,
+        # -4, 8 and -8 have the mean 1 and a standard error of √51 / 2.
+        (lambda share: np.full(4, -abs(share - 0.5)), 0.5),
+        (lambda share: share * np.array([0, 0, 0, 4.0]), 1.0),
+        (lambda share: share * np.array([8, -4, 8, -8.0]), 0.0),
+        (lambda share: np.full(4, -share), 0.0),
+        (lambda share: np.full(4, 0.2), 0.0),
     ],
-    ids=["best in between", "best without", "all alike"],
+    ids=["best in between", "sure", "not sure", "worse", "all alike"],
 )
-def test_the_scorer_counts_as_much_as_is_best_on_the_validation_fold(
-    figure, chosen, tmp_path
+def test_the_scorer_counts_as_much_as_surely_helps_on_the_validation_fold(
+    figures, chosen, tmp_path
 ):
     model = build()
-    validate = lambda: {"ndcg@10": figure(float(model.share))}
+    validate = lambda: {"ndcg@10": figures(float(model.share))}
     train(model, validate, tmp_path, epochs=1)
     assert model.share == chosen
     again = build()
@@ -122,7 +127,7 @@ def test_a_loss_that_is_not_finite_names_epoch_and_batch(tmp_path):
 
     def poison():
         model.retrieval.log_scale.assign(np.nan)
-        return {"ndcg@10": 0.1}
+        return {"ndcg@10": np.array([0.1])}
 
     with pytest.raises(
         FloatingPointError, match=r"epoch 2, batch 1 is nan: lower train\.l"

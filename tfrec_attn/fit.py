@@ -13,6 +13,7 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
+from tfrec_attn import metrics
 from tfrec_attn.data import batches
 from tfrec_attn.data.examples import Examples
 from tfrec_attn.model.recommender import Recommender
@@ -47,7 +48,7 @@ def deterministic(seed: int) -> None:
 def fit(
     model: Recommender,
     examples: Examples,
-    validate: Callable[[], dict[str, float]],
+    validate: Callable[[], dict[str, Any]],
     *,
     settings: Any,
     out: Path,
@@ -58,7 +59,7 @@ def fit(
     Args:
       model: Built inside its strategy's scope.
       examples: Of training.
-      validate: Gives the metrics of the validation fold by name.
+      validate: Gives the metrics of the validation fold by name, of each user.
       settings: See `config.Train`.
       out: Run folder: `checkpoints/` holds the last and the best state, `history.jsonl` a
         line an epoch.
@@ -178,7 +179,7 @@ class Keeper(tf_keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         # The meters are of the epoch; `logs` may be one replica's.
         line = {"epoch": epoch + 1, **{f"train_{k}": float(v) for k, v in logs.items()}}
-        found = self.validate()
+        found = metrics.summary(self.validate())
         if self.monitor not in found:
             raise ValueError(
                 f"train.monitor={self.monitor!r} is none of the validation's "
@@ -198,18 +199,25 @@ class Keeper(tf_keras.callbacks.Callback):
 
     def settle(self) -> None:
         """Takes the best epoch's weights, and chooses how much the scorer's score counts:
-        none of it where that is best on the validation fold, or it was not trained."""
+        what is best on the validation fold, where it gains more than its standard error
+        over the retrieval's order, and else nothing.
+
+        References:
+          - The rule of one standard error: Breiman et al., 1984, Classification and
+            Regression Trees, section 3.4.3.
+        """
         model, found = self.recommender, {}
         kept = weights(model)
         kept.read(str(self.best)).expect_partial()
         for share in SHARES if model.settings.ranking else ():
             model.share.assign(share)
-            found[share] = self.validate()[self.monitor]
-        # Of equals the first: all of the score.
-        share = max(found, key=found.__getitem__, default=0.0)
+            found[share] = np.atleast_1d(self.validate()[self.monitor])
+        gains = {share: values - found[0.0] for share, values in found.items()}
+        sure = [s for s, g in gains.items() if g.mean() > g.std() / len(g) ** 0.5]
+        share = max(sure, key=lambda s: gains[s].mean(), default=0.0)
         model.share.assign(share)
         kept.write(str(self.best))
-        tried = ", ".join(f"{s:g}: {value:.4f}" for s, value in found.items())
+        tried = ", ".join(f"{s:g}: {values.mean():.4f}" for s, values in found.items())
         logger.info("share of the scorer: %g (%s)", share, tried or "not trained")
 
 

@@ -81,10 +81,8 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
         model = pipeline.build(prepared)
     model.warm_up()
     most = config.train.validation_queries
-    validate = lambda: metrics.summary(
-        evaluate.evaluate(model, prepared, "validation", most=most)
-    )
-    untrained = validate()
+    validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
+    untrained = metrics.summary(validate())
     if config.train.monitor not in untrained:
         raise ValueError(
             f"train.monitor={config.train.monitor!r} is none of the validation's metrics: "
