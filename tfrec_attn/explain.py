@@ -80,7 +80,7 @@ def notes(found: Explanation) -> list[str]:
     if found.unknown_history:
         said.append(f"unknown items of the history: {', '.join(found.unknown_history)}")
     if not any(part.contribution for part in found.item_parts):
-        said.append("this model is served without re-ranking: the retrieval decides alone")
+        said.append("in this model the retrieval decides alone")
     return said
 
 

@@ -114,18 +114,19 @@ def explain(
         )
     if not (found["known_user"] or len(history) or profile):
         raise ValueError(
-            f"The model does not know the user {user.ids[0]!r}, and so there is nothing "
-            "to explain: give a history or a profile."
+            f"The model does not know the user {user.ids[0]!r}, so there is nothing to "
+            "explain. Name one that it knows, or give a history or a profile."
         )
     item_tokens, user_tokens = (
         [token.decode() for token in found[f"{side}_token"]] for side in ("item", "user")
     )
-    given = [str(one) for one in history]
-    events = [token.removeprefix("history=") for token in user_tokens]
-    texts = _texts(client, [item, *given, *events[_events_begin(user_tokens) :]])
+    given = [str(one) for one in history if one != ""]
+    events = user_tokens[_events_begin(user_tokens) :]
+    seen = [token.removeprefix("history=") for token in events]
+    texts = _texts(client, [item, *given, *seen])
     item_groups, user_groups = _item_groups(item_tokens), _user_groups(user_tokens)
-    share = found["attention"].astype(float)
-    share = np.stack([share[:, group].mean(1) for _, group in item_groups], 1)
+    weights = found["attention"].astype(float)
+    weights = np.stack([weights[:, places].mean(1) for _, places in item_groups], 1)
     return Explanation(
         user=user.ids[0],
         item=item,
@@ -138,7 +139,7 @@ def explain(
         user_parts=_user_parts(
             user_tokens, user_groups, found["user_contributions"], texts
         ),
-        attention=tuple(tuple(share[i].tolist()) for _, (i,) in user_groups),
+        attention=tuple(tuple(weights[i].tolist()) for _, (i,) in user_groups),
         known_user=bool(found["known_user"]),
         unknown_history=tuple(one for one in given if one not in texts),
     )
