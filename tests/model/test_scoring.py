@@ -198,6 +198,57 @@ def test_the_order_of_tokens_does_not_matter(score, seed):
     np.testing.assert_allclose(shuffled, score(user, item, um, im), rtol=1e-8)
 
 
+@pytest.mark.parametrize("score", EVERY)
+@hypothesis.settings(max_examples=20, deadline=None)
+@hypothesis.given(
+    seed=st.integers(0, 2**20),
+    n=st.integers(1, 9),
+    m=st.integers(1, 6),
+    more=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    pairs=st.booleans(),
+)
+def test_of_any_number_of_tokens(score, seed, n, m, more, pairs):
+    """Contributions sum to the score, shares lie in [0, 1], padding adds nothing."""
+    user, item, um, im = tokens(seed, n, m, pairs, scale=0.5)
+    found, parts = score(user, item, um, im, return_attention=True)
+    total = tf.reduce_sum(parts["pair_contributions"], (2, 3))
+    np.testing.assert_allclose(total, found, rtol=1e-8, atol=1e-10)
+    rest = tuple(range(2, parts["contributions"].shape.rank))
+    total = tf.reduce_sum(parts["contributions"], rest)
+    if "user_contributions" in parts:
+        total += tf.reduce_sum(parts["user_contributions"], rest)
+    np.testing.assert_allclose(total, found, rtol=1e-8, atol=1e-10)
+    for name in {"A_item", "omega", "omega_user", "R", *("A" if "s" in parts else ())}:
+        if name in parts:
+            assert np.min(parts[name]) >= 0
+            assert np.max(parts[name]) <= 1 + 1e-9
+    wider = lambda x, axis, count: np.pad(
+        x,
+        [(0, count if a == axis % x.ndim else 0) for a in range(x.ndim)],
+        constant_values=9,
+    )
+    nothing = lambda mask, count: np.pad(
+        mask, [(0, 0)] * (mask.ndim - 1) + [(0, count)], constant_values=False
+    )
+    padded = score(
+        wider(user, -2, more[0]),
+        wider(item, -2, more[1]),
+        nothing(um, more[0]),
+        nothing(im, more[1]),
+    )
+    np.testing.assert_allclose(padded, found, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_article_s_attention_is_a_cosine(seed):
+    """Of `normalizer="l2"`: each entry of A, also between parallel tokens."""
+    user, item, um, im = tokens(seed)
+    item[:, 0] = -3 * user[0, 0]
+    _, parts = article_score(user, item, um, im, return_attention=True)
+    assert np.abs(parts["A"]).max() <= 1 + 1e-12
+    np.testing.assert_allclose(parts["A"][0, :, 0, 0], -1.0)
+
+
 @pytest.mark.parametrize("factor", [1e-3, 7.0])
 @pytest.mark.parametrize("score", SOFTMAX)
 def test_what_the_size_of_a_token_changes(score, factor):
@@ -306,6 +357,45 @@ def test_gradients_match_finite_differences(name):
         np.testing.assert_allclose(got[which], want, rtol=1e-5, atol=1e-7)
 
 
+def test_gradients_of_weights_match_finite_differences():
+    """Along a random direction of each weight."""
+    user, item, um, im = tokens(n=4, m=3)
+    weights = random_weights(2)
+    scalars = {"focus": np.array(2.0), "scale": np.array(3.0)}
+    pull = 1.0 + np.arange(B)[:, None] + 2 * np.arange(C)
+
+    def total(values):
+        kernels = {name: values[name] for name in weights}
+        options = {name: values[name] for name in scalars} | {"heads": 2, **TWO_SIDED}
+        return sum(
+            pull[b, c]
+            * reference.softmax_pair(
+                user[b][um[b]], item[c][im[c]], weights=kernels, **options
+            )["score"]
+            for b, c in np.ndindex(B, C)
+        )
+
+    at = {**weights, **scalars}
+    variables = {name: tf.Variable(value) for name, value in at.items()}
+    with tf.GradientTape() as tape:
+        found = softmax_score(
+            user, item, um, im,
+            weights={name: variables[name] for name in weights},
+            focus=variables["focus"],
+            scale=variables["scale"],
+            heads=2,
+            **TWO_SIDED,
+        )  # fmt: skip
+        loss = tf.reduce_sum(found * pull)
+    draw = np.random.default_rng(3)
+    for name, gradient in tape.gradient(loss, variables).items():
+        way = draw.normal(size=at[name].shape)
+        up, down = (total(at | {name: at[name] + by * way}) for by in (1e-5, -1e-5))
+        want = (up - down) / 2e-5
+        assert abs(want) > 1e-4, name
+        np.testing.assert_allclose(np.sum(gradient * way), want, rtol=1e-5, err_msg=name)
+
+
 def finite(score, user, item, um, im, *, gradients_too=True):
     with tf.GradientTape() as tape:
         tape.watch([user, item])
@@ -348,20 +438,28 @@ def test_all_sizes_are_finite(score, dtype, kind):
 
 
 @pytest.mark.parametrize("score", EVERY)
-def test_nothing_known_scores_0_with_zero_gradient(score):
+@pytest.mark.parametrize("dtype", [tf.float64, tf.float32, tf.bfloat16, tf.float16])
+def test_nothing_known_scores_0_with_zero_gradient(score, dtype):
     user, item, um, im = tokens(scale=0.5)
     um[1], im[2] = False, False
-    found, (by_user, by_item) = finite(score, tf.constant(user), tf.constant(item), um, im)
+    user, item = tf.cast(user, dtype), tf.cast(item, dtype)
+    # Of float16 tokens the article's gradients may be past 65504.
+    past = dtype == tf.float16 and getattr(score, "func", score) is article_score
+    found, gradients = finite(score, user, item, um, im, gradients_too=not past)
+    by_user, by_item = (tf.cast(gradient, tf.float32) for gradient in gradients)
     assert not np.any(found[1])
     assert not np.any(found[:, 2])
     assert np.all(found[0, :2] != 0)
     assert not np.any(by_user[1])
     assert not np.any(by_item[2])
+    assert np.any(by_user[0])
+    assert np.any(by_item[0])
     parts = score(user, item, um, im, return_attention=True)[1]
     for name, value in parts.items():
         assert np.isfinite(value).all(), name
-        if "contributions" in name or name.startswith("A"):
+        if "contributions" in name or name in ("A", "A_item", "R", "omega_user"):
             assert not np.any(value[1]), name
+        if "contributions" in name or name in ("A", "A_item", "R", "omega"):
             assert not np.any(value[:, 2]), name
     nobody = score(user[:, :0], item, um[:, :0], im)
     np.testing.assert_array_equal(nobody, np.zeros((B, C)))
@@ -377,6 +475,15 @@ def test_chunks_give_the_same(size, pairs):
     chunked = lambda: scoring.by_chunks(score, (item, im), axis, size)
     np.testing.assert_allclose(chunked(), whole, rtol=1e-12)
     np.testing.assert_allclose(tf.function(chunked)(), whole, rtol=1e-12)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(item)
+        ends = [score((item, im)), chunked()]
+    pull = tf.random.stateless_normal((B, C), (0, 1), dtype=tf.float64)
+    one, other = (
+        tf.convert_to_tensor(tape.gradient(end, item, output_gradients=pull))
+        for end in ends
+    )
+    np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-12)
     none = (item[:, :0], im[:, :0]) if pairs else (item[:0], im[:0])
     assert scoring.by_chunks(score, none, axis, size).shape == (B, 0)
 
@@ -387,3 +494,9 @@ def test_dropout_acts_on_the_attention():
     found = softmax_score(user, item, um, im, drop=keep_first)
     want = (cosines(user[:, :1], item)[:, :, 0] * im).sum(-1) / im.sum(-1)
     np.testing.assert_allclose(found, want)
+
+
+def test_dropout_acts_on_both_directions():
+    user, item, um, im = tokens()
+    none = softmax_score(user, item, um, im, drop=tf.zeros_like, **TWO_SIDED)
+    np.testing.assert_array_equal(none, np.zeros((B, C)))
