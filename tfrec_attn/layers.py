@@ -1,7 +1,8 @@
-"""The scorer as a Keras layer for any TensorFlow code, without TFRS and transformers.
+"""The scorer, the encoders of feature tokens and pooling: Keras layers for any TensorFlow
+code, without TFRS and transformers.
 
-`AttentionWeightedCosine` is a tf_keras layer; `tfrec_attn.keras3_layers` has the same for
-Keras 3, with the same weights.
+All are tf_keras layers; `tfrec_attn.keras3_layers` has the scorer for Keras 3, with the
+same weights.
 """
 
 import math
@@ -11,8 +12,22 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn.model import scoring
+from tfrec_attn.model.encoders import (
+    CategoryTokens,
+    EmbeddingTokens,
+    NumberTokens,
+    TextTokens,
+)
+from tfrec_attn.model.towers import masked_mean
 
-__all__ = ["AttentionWeightedCosine"]
+__all__ = [
+    "AttentionWeightedCosine",
+    "CategoryTokens",
+    "EmbeddingTokens",
+    "MeanPooling",
+    "NumberTokens",
+    "TextTokens",
+]
 
 
 class Scorer:
@@ -198,6 +213,34 @@ class AttentionWeightedCosine(Scorer, tf_keras.layers.Layer):
 
     keras = tf_keras
     float32 = {"experimental_autocast": False}  # noqa: RUF012
+
+
+@tf_keras.utils.register_keras_serializable("tfrec_attn")
+class MeanPooling(tf_keras.layers.Layer):
+    """The mean of the real tokens of each set: one vector, as a retrieval compares them.
+
+    Inputs: a pair of tokens `[.., t, d]` and their bool mask `[.., t]`, as encoders give.
+    Output: `[.., d]` float32, also under mixed precision (float64 of float64 tokens); 0 for
+      a set without any real token.
+
+    Args:
+      unit: Whether vectors are brought to length 1, so that a dot product is a cosine.
+    """
+
+    def __init__(self, unit: bool = False, **kwargs):
+        # A sum over many tokens is taken in float32, whatever their type.
+        super().__init__(**{"autocast": False, **kwargs})
+        self.unit = unit
+
+    def call(self, inputs):
+        tokens, mask = inputs
+        if tokens.dtype != tf.float64:
+            tokens = tf.cast(tokens, tf.float32)
+        mean = masked_mean(tokens, mask)
+        return tf.math.l2_normalize(mean, -1) if self.unit else mean
+
+    def get_config(self):
+        return {**super().get_config(), "unit": self.unit}
 
 
 def _width(input_shape):

@@ -17,10 +17,11 @@ class EmbeddingTokens(tf_keras.layers.Layer):
     """
 
     def __init__(self, dim: int, dropout: float = 0.0, **kwargs):
-        super().__init__(**kwargs)
+        # A vector of any size is brought to one length before it is cast.
+        super().__init__(**{"autocast": False, **kwargs})
         self.dim, self.dropout = dim, dropout
-        self._project = tf_keras.layers.Dense(dim)
-        self._dropout = tf_keras.layers.Dropout(dropout)
+        self._project = tf_keras.layers.Dense(dim, dtype=self.dtype_policy)
+        self._dropout = tf_keras.layers.Dropout(dropout, dtype="float32")
 
     def call(self, vector, training=None):
         mask = tf.reduce_any(vector != 0, axis=-1)

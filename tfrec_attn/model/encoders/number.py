@@ -29,7 +29,8 @@ class NumberTokens(tf_keras.layers.Layer):
     """
 
     def __init__(self, knots: Sequence[float], dim: int, **kwargs):
-        super().__init__(**kwargs)
+        # A time or a year does not fit float16: cast after it is encoded.
+        super().__init__(**{"autocast": False, **kwargs})
         self.knots, self.dim = [float(k) for k in knots], dim
         gaps = [b - a for a, b in zip(self.knots, self.knots[1:], strict=False)]
         if not gaps or min(gaps) <= 0:
@@ -47,10 +48,12 @@ class NumberTokens(tf_keras.layers.Layer):
         super().build(input_shape)
 
     def call(self, value):
+        value = tf.cast(value, tf.float32)
         mask = ~tf.math.is_nan(value)
         value = tf.where(mask, value, self.knots[0])[..., None]
         low, high = tf.constant(self.knots[:-1]), tf.constant(self.knots[1:])
         through = tf.clip_by_value((value - low) / (high - low), 0.0, 1.0)
+        through = tf.cast(through, self.compute_dtype)
         return (through @ self.kernel + self.bias)[..., None, :], mask[..., None]
 
     def get_config(self):

@@ -23,8 +23,8 @@ class TextTokens(tf_keras.layers.Layer):
     def __init__(self, dim: int, dropout: float = 0.0, **kwargs):
         super().__init__(**kwargs)
         self.dim, self.dropout = dim, dropout
-        self._project = tf_keras.layers.Dense(dim, use_bias=False)
-        self._dropout = tf_keras.layers.Dropout(dropout)
+        self._project = tf_keras.layers.Dense(dim, use_bias=False, dtype=self.dtype_policy)
+        self._dropout = tf_keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape):
         hidden = (
