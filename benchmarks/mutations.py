@@ -266,7 +266,7 @@ def main(argv=None) -> int:
     # A server that has imported TensorFlow once; each mutant's process is forked from it.
     os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "tf_keras", "hypothesis", "pytest"])
+    context.set_forkserver_preload(["tensorflow", "tf_keras"])
     survivors = []
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
