@@ -176,7 +176,7 @@ def test_words_are_found_in_the_text_as_it_was_written(text, words, found):
 
 
 @pytest.mark.parametrize(("user", "item"), [("u4", "i3"), ("u4", "i4"), ("u17", "i30")])
-def test_both_sides_sum_to_the_score(client, user, item):
+def test_both_sides_sum_to_the_score(client, trained, user, item):
     found = explain.explain(client, user, item)
     (scored,) = client.score(user, [item]).items
     assert found.score == pytest.approx(scored.score, abs=1e-5)
@@ -185,6 +185,13 @@ def test_both_sides_sum_to_the_score(client, user, item):
         assert found.retrieval + sum(credit) == pytest.approx(scored.score, abs=1e-5)
         assert max(map(abs, credit)) > 1e-3
     np.testing.assert_allclose(np.sum(found.attention, 0), 1, atol=1e-5)
+    # The server takes the retrieval's share for what is left: here it is on its own.
+    model, prepared = trained
+    query = client.predict("embed_user", {"user_id": [user]})["embedding"][0]
+    row = list(prepared.items.ids).index(item)
+    cosine = query @ model.encode_items().pooled.numpy()[row]
+    factor = model.prior.numpy() * np.exp(model.retrieval.log_scale.numpy())
+    assert found.retrieval == pytest.approx(factor * cosine, abs=1e-5)
 
 
 def test_an_explanation_is_of_the_user_that_is_described(client, trained):
