@@ -5,7 +5,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-import tfrec_attn  # noqa: F401  (sets the legacy-Keras switch before TensorFlow loads)
+from tfrec_attn import keras_binding
+
+# Before TensorFlow loads.
+keras_binding.switch_on()
 
 
 def pytest_configure():

@@ -7,14 +7,14 @@ from sklearn.linear_model import Ridge
 from tfrec_attn import baselines
 from tfrec_attn.baselines import Events
 
-U, I = 7, 5  # noqa: E741 (items, as everywhere)
+USERS, ITEMS = 7, 5
 
 
 def drawn(seed=0, n=19):
     """Events of which user 6 has none, item 4 none, and one pair repeats."""
     rng = np.random.default_rng(seed)
     user, item = rng.integers(6, size=n), rng.integers(4, size=n)
-    return Events(np.append(user, user[0]), np.append(item, item[0]), U, I)
+    return Events(np.append(user, user[0]), np.append(item, item[0]), USERS, ITEMS)
 
 
 def all_of(scores, events):
@@ -82,18 +82,18 @@ def test_item_knn_by_loops(neighbours, shrink, monkeypatch):
     monkeypatch.setattr(baselines, "BLOCK", 2)
     events = drawn(2, n=11)
     pairs = set(zip(events.user, events.item, strict=True))
-    taken = [{u for u, i in pairs if i == j} for j in range(I)]
-    near = np.zeros((I, I))
-    for j in range(I):
-        for i in set(range(I)) - {j}:
+    taken = [{u for u, i in pairs if i == j} for j in range(ITEMS)]
+    near = np.zeros((ITEMS, ITEMS))
+    for j in range(ITEMS):
+        for i in set(range(ITEMS)) - {j}:
             norm = np.sqrt(len(taken[i]) * len(taken[j]))
             if taken[i] & taken[j]:
                 near[j, i] = len(taken[i] & taken[j]) / (norm + shrink)
         least = sorted(near[j])[-neighbours]
         near[j, near[j] < least] = 0
     want = [
-        [sum(near[j, i] for i in range(I) if u in taken[i]) for j in range(I)]
-        for u in range(U)
+        [sum(near[j, i] for i in range(ITEMS) if u in taken[i]) for j in range(ITEMS)]
+        for u in range(USERS)
     ]
     scores = baselines.item_knn(events, neighbours=neighbours, shrink=shrink)
     np.testing.assert_allclose(all_of(scores, events), want, rtol=1e-6)
@@ -101,10 +101,10 @@ def test_item_knn_by_loops(neighbours, shrink, monkeypatch):
 
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others():
     events = drawn(1)
-    chosen = np.zeros((U, I))
+    chosen = np.zeros((USERS, ITEMS))
     chosen[events.user, events.item] = 1
-    want = np.zeros((U, I))
-    for j in range(I):
+    want = np.zeros((USERS, ITEMS))
+    for j in range(ITEMS):
         others = np.delete(chosen, j, axis=1)
         fit = Ridge(alpha=1.7, fit_intercept=False).fit(others, chosen[:, j])
         want[:, j] = others @ fit.coef_

@@ -10,16 +10,18 @@ from sklearn.metrics import average_precision_score, ndcg_score
 
 from tfrec_attn import metrics
 
-U, I = 5, 13  # noqa: E741 (items, as everywhere)
+USERS, ITEMS = 5, 13
 
 
 def drawn(seed, n_scores=None):
-    """Scores `[U, I]`, of few distinct values if asked, targets and excluded items."""
+    """Scores `[users, items]`, few distinct ones if asked, targets and excluded items."""
     rng = np.random.default_rng(seed)
     scores = (
-        rng.normal(size=(U, I)) if n_scores is None else rng.integers(n_scores, size=(U, I))
+        rng.normal(size=(USERS, ITEMS))
+        if n_scores is None
+        else rng.integers(n_scores, size=(USERS, ITEMS))
     )
-    mixed = [rng.permutation(I) for _ in range(U)]
+    mixed = [rng.permutation(ITEMS) for _ in range(USERS)]
     sizes = [0, 1, 2, 3, 5]
     targets = [m[:n] for m, n in zip(mixed, sizes, strict=True)]
     exclude = [m[5 : 5 + n] for m, n in zip(mixed, sizes[::-1], strict=True)]
@@ -58,8 +60,8 @@ def test_ties_go_against_the_targets(seed, n_scores):
 
 def test_a_constant_scorer_comes_last():
     _, targets, exclude = drawn(0)
-    ranks = metrics.ranks(np.full((U, I), 0.5), targets, exclude)
-    lengths = [I - len(left_out) for left_out in exclude]
+    ranks = metrics.ranks(np.full((USERS, ITEMS), 0.5), targets, exclude)
+    lengths = [ITEMS - len(left_out) for left_out in exclude]
     want = [
         rank
         for n, mine in zip(lengths, targets, strict=True)
@@ -82,7 +84,9 @@ def test_rising_maps_and_other_excluded_items_change_nothing(seed):
     scores, targets, exclude = drawn(seed)
     ranks = metrics.ranks(scores, targets, exclude)
     np.testing.assert_array_equal(ranks, metrics.ranks(np.exp(scores), targets, exclude))
-    scores[np.repeat(range(U), [len(e) for e in exclude]), np.concatenate(exclude)] = 1e9
+    scores[np.repeat(range(USERS), [len(e) for e in exclude]), np.concatenate(exclude)] = (
+        1e9
+    )
     np.testing.assert_array_equal(ranks, metrics.ranks(scores, targets, exclude))
 
 
@@ -121,23 +125,23 @@ def test_a_rank_past_k_is_0():
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("k", [1, 2, 7, I])
+@pytest.mark.parametrize("k", [1, 2, 7, ITEMS])
 def test_agrees_with_scikit_learn(seed, k):
     scores, targets, _ = drawn(seed)
-    relevant = np.zeros((U, I))
+    relevant = np.zeros((USERS, ITEMS))
     for row, mine in zip(relevant, targets, strict=True):
         row[mine] = 1
     values = metrics.ranked_metrics(metrics.ranks(scores, targets), targets, ks=(k,))
     asked = metrics.answered(targets)
     ndcg = [ndcg_score(relevant[[u]], scores[[u]], k=k) for u in asked]
     np.testing.assert_allclose(values[f"ndcg@{k}"], ndcg)
-    if k == I:
+    if k == ITEMS:
         precision = [average_precision_score(relevant[u], scores[u]) for u in asked]
         np.testing.assert_allclose(values[f"map@{k}"], precision)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, I))
+@given(st.integers(0, 10**6), st.integers(1, ITEMS))
 def test_a_perfect_model_gets_1(seed, k):
     scores, targets, exclude = drawn(seed)
     for row, mine in zip(scores, targets, strict=True):
@@ -170,7 +174,7 @@ def test_top_k_is_the_head_of_the_list(seed):
     scores, _, exclude = drawn(seed, n_scores=4)
     best = metrics.top_k(scores, 10, exclude)
     for row, left_out, listed in zip(scores, exclude, best, strict=True):
-        items = [i for i in range(I) if i not in left_out]
+        items = [i for i in range(ITEMS) if i not in left_out]
         want = sorted(items, key=lambda i: (-row[i], i))[:10]
         assert listed.tolist() == want + [-1] * (10 - len(want))
 

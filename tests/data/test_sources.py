@@ -134,10 +134,7 @@ def test_tables_are_written_once_and_again_when_damaged(tmp_path, monkeypatch):
 
 def test_the_real_asset():
     """Fetches it where it is not cached; either form must give the bytes of `TABLES`."""
-    try:
-        folder = sources.movielens_100k()
-    except OSError as error:
-        pytest.skip(f"neither cached nor to be fetched: {error}")
+    folder = sources.movielens_100k()
     assert assets.wrong_files(folder, sources.TABLES, checksums=True) == []
     events = read(folder / "interactions.csv")
     assert events[1:3] == EVENTS

@@ -7,7 +7,7 @@ w values of a `categories` column.
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -127,7 +127,12 @@ def _learn_time(column: pl.Series) -> Column:
 
 
 def _learn_embedding(column: pl.Series) -> Column:
-    return Column("embedding", width=column.dtype.shape[0])  # type: ignore[attr-defined]
+    return Column("embedding", width=_width(column))
+
+
+def _width(column: pl.Series) -> int:
+    """Of a column of vectors, which checked tables hold as arrays of one width."""
+    return cast(pl.Array, column.dtype).shape[0]
 
 
 def _read_category(column: pl.Series, learned: Column, name: str) -> np.ndarray:
@@ -153,7 +158,7 @@ def _read_time(column: pl.Series, learned: Column, name: str) -> np.ndarray:
 
 
 def _read_embedding(column: pl.Series, learned: Column, name: str) -> np.ndarray:
-    width = column.dtype.shape[0]  # type: ignore[attr-defined]
+    width = _width(column)
     if width != learned.width:
         raise ValueError(
             f"Column {name}: vectors of {learned.width} values are needed, "

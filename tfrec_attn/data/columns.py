@@ -5,6 +5,7 @@ in which other programs write a missing value ("nan", "None", "NULL", "<NA>", "N
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -48,7 +49,7 @@ def as_text(series: pl.Series) -> pl.Series:
         whole = (series == series.round()) & (series.abs() < 2**63)
         digits = series.set(~whole.fill_null(False), None).cast(pl.Int64).cast(pl.String)
         return digits.fill_null(series.fill_nan(None).cast(pl.String))
-    if isinstance(kind, (pl.List, pl.Array)) and not kind.inner.is_nested():  # type: ignore
+    if isinstance(kind, (pl.List, pl.Array)) and not kind.inner.is_nested():
         return _strings(series).list.join(", ")
     if kind.is_nested() or kind in (pl.Binary, pl.Object):
         raise ValueError(
@@ -256,14 +257,14 @@ def _float_lists(series: pl.Series) -> pl.Series:
     if kind == pl.String:
         text = series.str.replace_all(r"[\[\]()]", " ").str.replace_all(r"[\s,;|]+", " ")
         series = text.str.strip_chars().replace("", None).str.split(" ")
-    elif not (isinstance(kind, pl.List) and kind.inner.is_numeric()):  # type: ignore[attr-defined]
+    elif not (isinstance(kind, pl.List) and kind.inner.is_numeric()):
         raise ValueError(
             f"column {series.name!r} holds {kind}; an embedding is a list of numbers."
         )
     return series.list.eval(pl.element().cast(pl.Float32, strict=False))
 
 
-def _most_common(series: pl.Series):  # type: ignore[no-untyped-def]
+def _most_common(series: pl.Series) -> Any:
     """The most frequent value, of several the smallest; None if all are null."""
     filled = series.drop_nulls()
     return filled.mode().sort()[0] if len(filled) else None

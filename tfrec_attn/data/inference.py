@@ -132,7 +132,7 @@ def _labels(raw: RawTable, column: str) -> dict[str, str | tuple[str, ...]]:
     numbers = text.cast(pl.Float64, strict=False).fill_nan(None).drop_nulls()
     if len(numbers) and len(numbers) >= kinds.MOST * len(text):
         if set(numbers.unique()) <= {-1.0, 0.0, 1.0}:
-            low = float(numbers.min())  # type: ignore[arg-type]
+            low = min(numbers.to_list())
             scale = {"like": "==1", "ignore": "==0", "dislike": "==-1"}
             return {label: rule for label, rule in scale.items() if float(rule[2:]) >= low}
         for highest, rules in ((5, _FIVE), (10, _TEN)):

@@ -26,8 +26,10 @@ _WORD = (
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]{2}"
     r"|[^\s\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]+"
 )
-_IMAGE = r"(?i)\.(jpe?g|png|gif|webp|bmp)$"
-_AUDIO = r"(?i)\.(wav|mp3|flac|ogg|opus|m4a)$"
+_FILES: tuple[tuple[Kind, str], ...] = (
+    ("image", r"(?i)\.(jpe?g|png|gif|webp|bmp)$"),
+    ("audio", r"(?i)\.(wav|mp3|flac|ogg|opus|m4a)$"),
+)
 _SAMPLE = 10_000
 MOST = 0.95  # A column is of a kind if so many of its values are; the others are bad rows.
 
@@ -114,9 +116,9 @@ def _kind(name: str, series: pl.Series, hint: str) -> tuple[Kind | None, str]:
     if dtype == pl.String:
         if _share(columns.time(series)) >= MOST and not _CODE.search(plain):
             return "time", ""
-        for kind, pattern in (("image", _IMAGE), ("audio", _AUDIO)):
+        for kind, pattern in _FILES:
             if series.str.contains(pattern).all() and not series.str.contains("://").any():
-                return kind, ""  # type: ignore[return-value]
+                return kind, ""
         if _listed(series, "|"):
             return "categories", ""
         if plain in {"genre", "genres", "tags", "categories"} and _listed(series, ","):
@@ -131,11 +133,11 @@ def _nested_kind(series: pl.Series) -> Kind | None:
     dtype = series.dtype
     if isinstance(dtype, pl.Array):
         return "embedding" if dtype.inner.is_numeric() else "categories"
-    if not isinstance(dtype, pl.List) or dtype.inner.is_nested():  # type: ignore[attr-defined]
+    if not isinstance(dtype, pl.List) or dtype.inner.is_nested():
         return None
     widths = series.list.len()
     steady = widths.min() == widths.max() and widths[0] > 1
-    return "embedding" if dtype.inner.is_float() and steady else "categories"  # type: ignore
+    return "embedding" if dtype.inner.is_float() and steady else "categories"
 
 
 def _share(column: columns.Column) -> float:
