@@ -11,7 +11,7 @@ from tfrec_attn import fit
 from tfrec_attn.data import batches, examples
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
-from tfrec_attn.model import recommender
+from tfrec_attn.model import recommender, sampling
 
 ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 # No dropout; all targets rank all items, so that nothing depends on a draw.
@@ -222,7 +222,8 @@ def lists(model, given):
             lambda s, m: real.append(m.numpy()) or listwise(s, m),
         )
         model._ranking(model._step(given, training=False))
-    pick = model._drawn(seen["step"].positive, 1).numpy()
+    count = model.settings.ranked_targets
+    pick = sampling.targets(seen["step"].positive, count, model._seed(1)).numpy()
     target = given["target"].numpy()[tuple(pick.T)]
     user = given["user"].numpy()[pick[:, 0]]
     kept = seen["step"].positive.numpy()[tuple(pick.T)] > 0
@@ -247,61 +248,6 @@ def test_a_shortlist_begins_with_its_target_and_has_no_positive_behind(hard):
         assert not others & liked
         assert others == items - liked or hard < ITEMS
         assert len(others) <= hard + 2
-
-
-def test_what_was_turned_down_is_ranked_unless_it_is_a_positive_too():
-    """The user turns down 9, then 4, then buys 4; 6 was liked."""
-    model = build(hard_negatives=1, rejected=3)
-    history = tf.constant([[9, 4, 6, -1]])
-    items = tf.range(ITEMS)
-    taken = tf.constant([[row in (4, 6) for row in range(ITEMS)]])
-    first = tf.constant([[4, 2]])
-    more, real = model._with_rejected(
-        first, tf.ones((1, 2), bool), history, tf.maximum(history, 0), taken
-    )
-    kept = tf.gather(items, more).numpy()[real.numpy()]
-    assert kept.tolist() == [4, 2, 9]
-
-
-@pytest.mark.parametrize("shortlist", [1, 3, ITEMS])
-def test_a_target_is_reached_if_it_is_among_the_best_of_what_is_left(shortlist):
-    model, draw = build(hard_negatives=1), np.random.default_rng(2)
-    model.shortlist = shortlist
-    query, pooled = draw.normal(size=(5, 8)), draw.normal(size=(ITEMS, 8))
-    target = np.array([0, 3, 5, 7, 12])
-    taken = draw.random((5, ITEMS)) < 0.3
-    taken[np.arange(5), target] = True
-    _, _, reached = model._shortlist(
-        *(tf.constant(v, tf.float32) for v in (query, pooled)),
-        tf.constant(target, tf.int32),
-        tf.constant(taken),
-    )
-    scores = query @ pooled.T
-    own = scores[np.arange(5), target]
-    ahead = ((scores > own[:, None]) & ~taken).sum(1)
-    assert reached.numpy().tolist() == (ahead < shortlist).tolist()
-
-
-def test_hard_negatives_are_drawn_from_the_shortlist():
-    model = build(hard_negatives=2)
-    model.shortlist = 4
-    draw = np.random.default_rng(3)
-    pooled = draw.normal(size=(ITEMS, 8)).astype(np.float32)
-    query, target = np.tile(pooled[:1], (500, 1)), np.zeros(500, np.int32)
-    taken = np.zeros((500, ITEMS), bool)
-    taken[:, 0] = True
-    list_, real, _ = model._shortlist(*map(tf.constant, (query, pooled, target, taken)))
-    best = 1 + np.argsort(-(pooled[1:] @ pooled[0]))[:4]
-    assert real.numpy().all()
-    assert set(list_[:, 1:].numpy().ravel()) == set(best)
-    assert (list_[:, 1] != list_[:, 2]).numpy().all()
-
-
-def test_no_more_targets_are_ranked_than_asked_and_padding_last():
-    model = build(ranked_targets=3)
-    weight = tf.constant([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    pick = model._drawn(weight, 1).numpy().tolist()
-    assert sorted(pick) == [[0, 1], [2, 0], [3, 0]]
 
 
 def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
@@ -357,9 +303,9 @@ def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
 
 
 def test_an_item_without_a_training_event_is_no_negative():
-    model, given = build(), batch([0, 1, 2, 3])
-    items, at = model._items_of_step(given)
-    drawn = tf.gather(items, at["negatives"]).numpy()
+    model = build()
+    step = model._step(batch([0, 1, 2, 3]), training=False)
+    drawn = tf.gather(step.items, step.at["negatives"]).numpy()
     chosen = np.flatnonzero(model.frequency)
     assert 0 < len(chosen) < ITEMS
     assert sorted(drawn) == chosen.tolist()
@@ -367,12 +313,15 @@ def test_an_item_without_a_training_event_is_no_negative():
 
 def test_each_step_draws_other_negatives_and_every_replica_the_same():
     model, given = build(**RETRIEVAL), batch([0, 1, 2, 3])
-    drawn = []
+
+    def drawn(part):
+        step = model._step(part, training=False)
+        return tuple(sorted(tf.gather(step.items, step.at["negatives"]).numpy()))
+
+    steps = []
     for _ in range(3):
-        items, at = model._items_of_step(given)
-        drawn.append(tuple(sorted(tf.gather(items, at["negatives"]).numpy())))
-        half, of_half = model._items_of_step({k: v[:2] for k, v in given.items()})
-        assert tuple(sorted(tf.gather(half, of_half["negatives"]).numpy())) == drawn[-1]
+        steps.append(drawn(given))
+        assert drawn({k: v[:2] for k, v in given.items()}) == steps[-1]
         model.steps.assign_add(1)
-    assert len(set(drawn)) == 3
-    assert all(len(set(one)) == 5 for one in drawn)
+    assert len(set(steps)) == 3
+    assert all(len(set(one)) == 5 for one in steps)

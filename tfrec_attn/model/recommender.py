@@ -15,7 +15,7 @@ from tfrec_attn.config import Config
 from tfrec_attn.keras_binding import require_legacy_keras
 from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
-from tfrec_attn.model import encoders, tasks
+from tfrec_attn.model import encoders, sampling, tasks
 from tfrec_attn.model.towers import ItemTower, UserTower, gap
 
 require_legacy_keras()
@@ -296,7 +296,15 @@ class Recommender(tfrs.Model):
         return list(self.meters.values())
 
     def _step(self, batch, training) -> Step:
-        items, at = self._items_of_step(batch)
+        # The same on every replica: negatives are shared.
+        drawn = sampling.negatives(self.known_items, self.settings.negatives, self._seed(0))
+        items, at = sampling.each_once(
+            {
+                "history": tf.maximum(batch["history"], 0),
+                "target": batch["target"],
+                "negatives": drawn,
+            }
+        )
         features = self.items.rows(items, without=("text",))
         vectors = self.item_tower.vector(features, training=training)
         user = {
@@ -322,56 +330,30 @@ class Recommender(tfrs.Model):
             mask=mask,
             prefix=prefix,
             query=self.user_tower.query(tokens, prefix, seen, gaps),
-            taken=self._taken(batch["user"], items),
+            taken=sampling.taken(
+                self.positives_of, batch["user"], items, self.frequency.shape[0]
+            ),
             positive=batch["weight"] * tf.cast(positive, tf.float32),
             training=training,
         )
 
-    def _items_of_step(self, batch):
-        """All items of a step, each once, and where each is among them."""
-        known = self.known_items
-        wanted = min(self.settings.negatives, known.shape[0])
-        seed = tf.stack([tf.cast(self.seed, tf.int64), self.steps])
-        # The same on every replica: negatives are shared.
-        order = tf.argsort(tf.random.stateless_uniform(known.shape, seed))
-        drawn = tf.gather(known, order[:wanted])
-        parts = {
-            "history": tf.maximum(batch["history"], 0),
-            "target": batch["target"],
-            "negatives": drawn,
-        }
-        items, index = tf.unique(
-            tf.concat([tf.reshape(p, [-1]) for p in parts.values()], 0)
-        )
-        sizes = [tf.size(part) for part in parts.values()]
-        pieces = tf.split(index, sizes, num=len(sizes))
-        return items, {
-            name: tf.reshape(piece, tf.shape(part))
-            for (name, part), piece in zip(parts.items(), pieces, strict=True)
-        }
-
-    def _taken(self, users, items):
-        """`[B, U]`: which of the step's items are training positives of the users."""
-        place = tf.scatter_nd(
-            items[:, None], tf.range(1, tf.size(items) + 1), tf.shape(self.frequency)
-        )
-        theirs = tf.gather(self.positives_of, users)
-        column = tf.gather(place, theirs.values)
-        row = tf.cast(theirs.value_rowids(), tf.int32)
-        pairs = tf.boolean_mask(tf.stack([row, column - 1], 1), column > 0)
-        ones = tf.ones([tf.shape(pairs)[0]], tf.int32)
-        shape = tf.stack([tf.size(users), tf.size(items)])
-        return tf.scatter_nd(pairs, ones, shape) > 0
-
     def _ranking(self, step):
-        pick = self._drawn(step.positive, 1)
+        settings = self.settings
+        pick = sampling.targets(step.positive, settings.ranked_targets, self._seed(1))
         user, own = self._users_of(step, pick), lambda value: tf.gather(value, pick[:, 0])
-        target = tf.gather_nd(step.at["target"], pick)
-        taken = own(step.taken)
-        list_, real, reached = self._shortlist(user.query, step.pooled, target, taken)
-        list_, real = self._with_rejected(
-            list_, real, own(step.batch["history"]), own(step.at["history"]), taken
+        list_, real, reached = sampling.shortlist(
+            user.query,
+            step.pooled,
+            tf.gather_nd(step.at["target"], pick),
+            own(step.taken),
+            size=self.shortlist,
+            count=settings.hard_negatives,
+            seed=self._seed(2),
         )
+        if settings.rejected:
+            past = own(step.batch["history"]), own(step.at["history"])
+            more, there = sampling.rejected(*past, own(step.taken), settings.rejected)
+            list_, real = tf.concat([list_, more], 1), tf.concat([real, there], 1)
         losses = tasks.listwise(self._score(step, user, list_), real)
         # A target that the retrieval does not bring to the scorer is nothing to rank; with
         # it, the scorer would learn that the best cosines are the wrong ones.
@@ -380,7 +362,8 @@ class Recommender(tfrs.Model):
 
     def _feedback(self, step):
         """Targets of all labels, also of those that nothing is retrieved for."""
-        pick = self._drawn(step.batch["weight"], 3)
+        weight, count = step.batch["weight"], self.settings.ranked_targets
+        pick = sampling.targets(weight, count, self._seed(3))
         target, label, weight = (
             tf.gather_nd(value, pick)
             for value in (
@@ -395,14 +378,9 @@ class Recommender(tfrs.Model):
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         return self._mean("feedback", losses, weight)
 
-    def _drawn(self, weight, stream: int):
-        """`[R, 2]`: example and place in it of some targets of a weight above 0."""
-        count = min(self.settings.ranked_targets, weight.shape.num_elements())
-        seed = tf.stack([tf.cast(self.seed, tf.int64) + stream, self.steps])
-        chance = tf.random.stateless_uniform(tf.shape(weight), seed)
-        chance = tf.reshape(tf.where(weight > 0, chance, -1.0), [-1])
-        place = tf.math.top_k(chance, count).indices
-        return tf.stack([place // weight.shape[1], place % weight.shape[1]], 1)
+    def _seed(self, stream: int):
+        """Of one of a step's draws."""
+        return tf.stack([tf.cast(self.seed, tf.int64) + stream, self.steps])
 
     def _users_of(self, step, pick) -> UserState:
         """The users as of some targets, `[R, 2]`."""
@@ -417,41 +395,6 @@ class Recommender(tfrs.Model):
             tf.stop_gradient(query)[:, None],
         )
         return UserState(query, tokens[:, 0], mask[:, 0])
-
-    def _shortlist(self, query, pooled, target, taken):
-        """What the scorer would be handed: the target, and some of the items that the
-        retrieval ranks highest.
-
-        Returns:
-          `[n, C]` places among the step's items, `[n, C]` bool, False where there was none,
-          and `[n]` bool, whether the target itself is ranked among the highest.
-        """
-        scores = tf.stop_gradient(tf.matmul(query, pooled, transpose_b=True))
-        own = tf.gather(scores, target, batch_dims=1)
-        scores = tf.where(taken, -2.0, scores)
-        size = tf.minimum(self.shortlist, tf.shape(scores)[1])
-        best, at = tf.math.top_k(scores, size)
-        seed = tf.stack([tf.cast(self.seed, tf.int64) + 2, self.steps])
-        chance = tf.random.stateless_uniform(tf.shape(best), seed)
-        take = tf.minimum(self.settings.hard_negatives, size)
-        _, drawn = tf.math.top_k(tf.where(best > -1.5, chance, -1.0), take)
-        real = tf.gather(best, drawn, batch_dims=1) > -1.5
-        list_ = tf.concat([target[:, None], tf.gather(at, drawn, batch_dims=1)], 1)
-        reached = own >= best[:, -1]
-        return list_, tf.concat([tf.ones_like(real[:, :1]), real], 1), reached
-
-    def _with_rejected(self, list_, real, history, at, taken):
-        """Adds the last items of the window, `[R, W]`, that the user turned down: those
-        that never were a positive, be it the target."""
-        count = min(self.settings.rejected, history.shape[1])
-        if not count:
-            return list_, real
-        liked = tf.gather(taken, at, batch_dims=1)
-        place = tf.range(1, tf.shape(history)[1] + 1)
-        rank = tf.where(~liked & (history >= 0), place, 0)
-        last, where = tf.math.top_k(rank, count)
-        more = tf.gather(at, where, batch_dims=1)
-        return tf.concat([list_, more], 1), tf.concat([real, last > 0], 1)
 
     def _score(self, step, user, list_):
         """Ranking logits of places among the step's items, `[R, C]`."""
