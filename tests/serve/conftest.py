@@ -43,6 +43,8 @@ def shop_live(shop_base, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("shop")
     model, prepared = shop.untrained(folder, shortlist=11, max_k=13)
+    # Neither 1 nor 0: an answer that forgets it, or has it twice, is another one.
+    model.share.assign(0.5)
     write(export.served(model, prepared), shop_base, 1)
     with toys.live(shop_base, "shop") as (running, _):
         yield model, prepared, running

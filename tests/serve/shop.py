@@ -95,6 +95,4 @@ def untrained(folder: pathlib.Path, split: str = "global-time", **index):
     tf.keras.utils.set_random_seed(7)
     model = pipeline.build(prepared)
     model.warm_up()
-    # Neither 1 nor 0: an answer that forgets it, or has it twice, is another one.
-    model.share.assign(0.5)
     return model, prepared
