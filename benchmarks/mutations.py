@@ -1,0 +1,304 @@
+"""Breaks the scorer's formulas one at a time: each time a test has to turn red.
+
+    python benchmarks/mutations.py             # about three minutes
+    python benchmarks/mutations.py --only σ    # those whose description matches
+
+A mutant is `tfrec_attn/model/scoring.py` with one piece of text replaced, in a copy of the
+package in a temporary folder; the working tree stays as it is. On each of them run the
+tests of the mathematics. The table names the first that turned red, and by which error: an
+AssertionError, where numbers are wrong and not only shapes. The exit code is 1 where a
+mutant survived, and 2 where a text to replace is not, or no longer, there once.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+MUTATED = Path("tfrec_attn") / "model" / "scoring.py"
+TESTS = "tests/model/test_scoring.py"
+
+
+class Mutation(NamedTuple):
+    """One formula made wrong: `old` stands once in the file."""
+
+    description: str
+    old: str
+    new: str
+
+
+BIAS = "tf.where(real, bias, LOW)"
+OMEGA = "_masked_softmax(logits, real, -1)"
+FORTH = "drop(tf.nn.softmax(affinity + user.bias[:, :, None]))"
+BACK = "drop(tf.nn.softmax(affinity + item.bias[..., None], -2))"
+LENGTH = "_norm(seen, user.floor) * flat(item.norms)"
+LENGTH_BACK = "_root(square, item.floor[..., None]) * user.norms[:, :, None, None]"
+DIVISOR = "(len(ways) * user.keys.shape[1])"
+PAIRS = "scale * w.weights * w.attention * inner / w.length"
+SIGMA = "_masked_softmax(tf.reduce_sum(tf.square(tokens), -1), mask, -1)"
+REAL = "item_mask[:, :, None] & user_mask[:, None, :, None]"
+COUNT = "tf.math.count_nonzero(user_mask, -1, dtype=q.dtype)"
+ZEROED = "tf.where(mask[..., None], tokens, tf.zeros_like(tokens))"
+BOUNDED = "return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size"
+
+MUTATIONS = [
+    # One side of a comparison.
+    Mutation(
+        "keys are not unit vectors",
+        "keys=keys / _norm(keys, floor)[..., None]",
+        "keys=keys",
+    ),
+    Mutation(
+        "W_q and W_v swapped", "for kernel in (key, value)", "for kernel in (value, key)"
+    ),
+    Mutation(
+        "β and ω swapped", "for kernel in (attend, weigh)", "for kernel in (weigh, attend)"
+    ),
+    Mutation(
+        "β and ω see the size of a token",
+        "_times(tokens, kernel) / size",
+        "_times(tokens, kernel)",
+    ),
+    Mutation(
+        "β and ω over the norm, not the root mean square",
+        "[..., None] * tokens.shape[-1] ** -0.5",
+        "[..., None]",
+    ),
+    Mutation("padding is attended to", BIAS, "bias"),
+    Mutation("padding has the logit 0", BIAS, "tf.where(real, bias, 0.0)"),
+    Mutation("padding's logit is not low enough", "LOW = -1e30", "LOW = -1e2"),
+    Mutation("ω without a mask", OMEGA, "tf.nn.softmax(logits)"),
+    Mutation("ω over another axis", OMEGA, "_masked_softmax(logits, real, 1)"),
+    Mutation("mask after the softmax only", "tf.where(mask, logits, LOW)", "logits"),
+    Mutation(
+        "no mask after the softmax",
+        "return tf.where(mask, weights, tf.zeros_like(weights))",
+        "return weights",
+    ),
+    # mode="softmax".
+    Mutation(
+        "τ_a left out", "keys = user.keys * _like(user.keys, focus)", "keys = user.keys"
+    ),
+    Mutation("sign of τ_a", "_like(user.keys, focus)", "-_like(user.keys, focus)"),
+    Mutation("β left out", FORTH, "drop(tf.nn.softmax(affinity))"),
+    Mutation("sign of β", FORTH, "drop(tf.nn.softmax(affinity - user.bias[:, :, None]))"),
+    Mutation(
+        "A over item tokens",
+        FORTH,
+        "drop(tf.nn.softmax(affinity + user.bias[:, :, None], -2))",
+    ),
+    Mutation("no dropout on A", FORTH, FORTH.removeprefix("drop(")[:-1]),
+    Mutation(
+        "Q̃ of keys, not of values",
+        "tf.matmul(attention, user.values)",
+        "tf.matmul(attention, user.keys)",
+    ),
+    Mutation("s not over ‖Q̃‖", LENGTH, "flat(item.norms)"),
+    Mutation("s not over ‖W'_v k‖", LENGTH, "_norm(seen, user.floor)"),
+    Mutation(
+        "sign of s",
+        "match = tf.reduce_sum(seen * flat(item.values), -1)",
+        "match = -tf.reduce_sum(seen * flat(item.values), -1)",
+    ),
+    Mutation(
+        "s with the item's keys", "seen * flat(item.values)", "seen * flat(item.keys)"
+    ),
+    Mutation("ω left out", "tf.reduce_sum(w.match * w.weights", "tf.reduce_sum(w.match"),
+    Mutation("heads are summed, not averaged", DIVISOR, "len(ways)"),
+    Mutation("directions are summed, not averaged", DIVISOR, "user.keys.shape[1]"),
+    Mutation("τ_s left out", "_like(match, scale) /", "1.0 /"),
+    # bidirectional.
+    Mutation(
+        "β of the other direction left out", BACK, "drop(tf.nn.softmax(affinity, -2))"
+    ),
+    Mutation("A of the other direction over user tokens", BACK, BACK.replace("-2", "-1")),
+    Mutation(
+        "no dropout on A of the other direction", BACK, BACK.removeprefix("drop(")[:-1]
+    ),
+    Mutation(
+        "‖K̃‖ without A twice",
+        "tf.matmul(gram, attention)",
+        "tf.linalg.diag_part(gram)[..., None]",
+    ),
+    Mutation("other direction not over ‖K̃‖", LENGTH_BACK, "user.norms[:, :, None, None]"),
+    Mutation(
+        "other direction not over ‖W_v q‖",
+        LENGTH_BACK,
+        "_root(square, item.floor[..., None])",
+    ),
+    Mutation(
+        "ω of the other direction left out",
+        "length, user.weights[:, :, None, None]",
+        "length, tf.ones_like(match)",
+    ),
+    # What explains a score.
+    Mutation("pairs without τ_s", PAIRS, PAIRS.removeprefix("scale * ")),
+    Mutation("pairs not over the norms", PAIRS, PAIRS.removesuffix(" / w.length")),
+    Mutation(
+        "contributions without τ_s", "scale * weights * way.match", "weights * way.match"
+    ),
+    Mutation("Q̃ without its size", "seen * user.size[..., None, None]", "seen"),
+    Mutation("K̃ without its size", "k_tilde *= item.size[..., None]", "pass"),
+    Mutation("A shows padding", "matrix(way.attention * real)", "matrix(way.attention)"),
+    # mode="article".
+    Mutation("article's A not over a", "dots(k / b, q / a)", "dots(k / b, q)"),
+    Mutation("article's A not over b", "dots(k / b, q / a)", "dots(k, q / a)"),
+    Mutation("article's S not over b", "inner /= tf.linalg.matrix_transpose(b)", "pass"),
+    Mutation(
+        "article's S not over a", "transpose_a=True) / a[:, None]", "transpose_a=True)"
+    ),
+    Mutation(
+        "R over user tokens",
+        "_masked_softmax(similarity, real, -1)",
+        "_masked_softmax(similarity, real, -2)",
+    ),
+    Mutation(
+        "R at padded item tokens",
+        REAL,
+        REAL.replace("item_mask[", "tf.ones_like(item_mask)["),
+    ),
+    Mutation(
+        "R at padded user tokens",
+        REAL,
+        REAL.replace("user_mask[", "tf.ones_like(user_mask)["),
+    ),
+    Mutation(
+        "score is not over n", "similarity / count[:, None, None, None]", "similarity"
+    ),
+    Mutation(
+        "n counts padding", COUNT, COUNT.replace("user_mask", "tf.ones_like(user_mask)")
+    ),
+    Mutation(
+        "F of S, not of R",
+        "tf.matmul(q[:, None], weights, transpose_a=True)",
+        "tf.matmul(q[:, None], similarity, transpose_a=True)",
+    ),
+    Mutation("F, Q̃, K̃ without their sizes", "q, k = q * q_size, k * k_size", "pass"),
+    Mutation(
+        "σ without its root",
+        "tf.sqrt(tf.maximum(sigma, _LEAST))",
+        "tf.maximum(sigma, _LEAST)",
+    ),
+    Mutation(
+        "σ of norms, not of their squares",
+        SIGMA,
+        "_masked_softmax(_norm(tokens, floor), mask, -1)",
+    ),
+    Mutation(
+        "σ over padding", SIGMA, "tf.nn.softmax(tf.reduce_sum(tf.square(tokens), -1))"
+    ),
+    Mutation(
+        "σ of long tokens",
+        "tf.minimum(size, _LONGEST / _norm(tokens, floor)[..., None])",
+        "size",
+    ),
+    Mutation("σ may be 0", "tf.maximum(sigma, _LEAST)", "sigma"),
+    # Chunks.
+    Mutation(
+        "the last chunk's repetitions stay", "found.concat()[:count]", "found.concat()"
+    ),
+    Mutation(
+        "the last chunk is left out",
+        "-(-count // tf.maximum(width, 1))",
+        "count // tf.maximum(width, 1)",
+    ),
+    Mutation("chunks overlap", "i * width + offsets", "i * (width - 1) + offsets"),
+    # Numbers.
+    Mutation("padding times 0", ZEROED, "tokens * tf.cast(mask, tokens.dtype)[..., None]"),
+    Mutation("padding as it is", ZEROED, "tokens"),
+    Mutation(
+        "squares may overflow",
+        BOUNDED,
+        "return tokens, tf.maximum(smallest, _SHARE * size)[..., 0], tf.ones_like(size)",
+    ),
+    Mutation(
+        "no floor of a norm",
+        "tf.sqrt(tf.maximum(square, tf.square(floor)))",
+        "tf.sqrt(square)",
+    ),
+    Mutation("float16 as small as float32", "{tf.float16: 1e-4}", "{}"),
+    Mutation(
+        "float16 is computed in float16", "if tokens.dtype != tf.float64:", "if False:"
+    ),
+    Mutation(
+        "float64 is computed in float32", "if tokens.dtype != tf.float64:", "if True:"
+    ),
+]
+
+
+def run_tests(folder: Path) -> None:
+    """Runs in a process of its own; the exit code is pytest's."""
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.dont_write_bytecode = True  # two mutants of a second would share a cached file
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    import pytest
+
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", TESTS])))
+
+
+def outcome(context, folder: Path) -> tuple[int, str, str]:
+    """The exit code of the tests on a copy, the first that failed, and its error."""
+    process = context.Process(target=run_tests, args=(folder,))
+    process.start()
+    process.join()
+    log = (folder / "log").read_text("utf-8", errors="replace")
+    failed = re.search(r"^(?:FAILED|ERROR) [^:]*(?:::(\S+))?", log, re.MULTILINE)
+    error = re.search(r"^E +([\w.]+)", log, re.MULTILINE)
+    test = (failed and failed[1]) or log.strip()[-300:]
+    return process.exitcode or 0, test, error[1].split(".")[-1] if error else ""
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="a regular expression")
+    args = parser.parse_args(argv)
+    formulas = (ROOT / MUTATED).read_text("utf-8")
+    missing = [m.description for m in MUTATIONS if formulas.count(m.old) != 1]
+    if missing:
+        print(f"The text to replace is not once in {MUTATED}: {missing}", file=sys.stderr)
+        return 2
+    # A server that has imported TensorFlow once; each mutant's process is forked from it.
+    os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "tf_keras"])
+    chosen = [m for m in MUTATIONS if re.search(args.only, m.description)]
+    survivors, start = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for part in ("tfrec_attn", "tests"):
+            shutil.copytree(
+                ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        code, said, _ = outcome(context, copy)
+        if code:
+            print(f"The tests are red before any mutation: {said}", file=sys.stderr)
+            return 2
+        print("| mutation | first red test | error |\n|---|---|---|")
+        for mutation in chosen:
+            mutant = formulas.replace(mutation.old, mutation.new)
+            (copy / MUTATED).write_text(mutant, "utf-8")
+            code, said, error = outcome(context, copy)
+            # 1 is pytest's code for failed tests; a mutant has to import, at least.
+            if code != 1:
+                survivors.append(mutation.description)
+                said = f"**none** (pytest's exit code: {code})"
+            print(f"| {mutation.description} | {said} | {error} |", flush=True)
+    minutes = (time.monotonic() - start) / 60
+    print(f"\n{len(chosen)} mutants in {minutes:.1f} minutes, {len(survivors)} survived")
+    print("\n".join(survivors))
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
