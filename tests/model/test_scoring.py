@@ -396,13 +396,13 @@ def test_gradients_of_weights_match_finite_differences():
         np.testing.assert_allclose(np.sum(gradient * way), want, rtol=1e-5, err_msg=name)
 
 
-def finite(score, user, item, um, im, *, gradients_too=True):
+def finite(score, user, item, um, im):
     with tf.GradientTape() as tape:
         tape.watch([user, item])
         found = score(user, item, um, im)
         total = tf.reduce_sum(found)
     gradients = tape.gradient(total, [user, item])
-    for value in (found, *(gradients if gradients_too else ())):
+    for value in (found, *gradients):
         assert np.isfinite(tf.cast(value, tf.float32)).all()
     return found, gradients
 
@@ -410,15 +410,14 @@ def finite(score, user, item, um, im, *, gradients_too=True):
 @pytest.mark.parametrize("score", EVERY)
 @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16])
 @pytest.mark.parametrize("kind", ["tiny", "huge", "mixed", "zero", "identical", "opposite"])
-def test_all_sizes_are_finite(score, dtype, kind):
+# The ends of float16; beyond them its tokens are 0 and infinite.
+@pytest.mark.parametrize(("tiny", "huge"), [(1e-20, 1e20), (6e-8, 6e4)])
+def test_all_sizes_are_finite(score, dtype, kind, tiny, huge):
     user, item, um, im = tokens()
     user, item = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (user, item))
-    tiny, huge = (6e-8, 6e4) if dtype == tf.float16 else (1e-20, 1e20)
     if kind in ("tiny", "huge"):
-        user, item = (
-            user * {"tiny": tiny, "huge": huge}[kind],
-            item * {"tiny": tiny, "huge": huge}[kind],
-        )
+        size = {"tiny": tiny, "huge": huge}[kind]
+        user, item = user * size, item * size
     elif kind == "mixed":
         user[:, ::2] *= tiny
         user[:, 1::2] *= huge
@@ -431,10 +430,33 @@ def test_all_sizes_are_finite(score, dtype, kind):
         user[:], item[:] = 1.0, 1.0
         user[:, ::2] *= -1 if kind == "opposite" else 1
     user, item = tf.cast(user, dtype), tf.cast(item, dtype)
-    # The article's scores themselves are past float16's 65504.
-    past = dtype == tf.float16 and getattr(score, "func", score) is article_score
-    found, _ = finite(score, user, item, um, im, gradients_too=not past)
+    found, _ = finite(score, user, item, um, im)
     assert found.dtype == tf.float32
+
+
+@pytest.mark.parametrize("score", EVERY)
+def test_an_infinite_float16_is_the_largest(score):
+    user, item, um, im = tokens()
+    user[0, 1], item[0, 2, :3] = 1e20, -1e20
+    half = [tf.cast(x, tf.float16) for x in (user, item)]
+    largest = [tf.cast(np.clip(x, -65504, 65504), tf.float16) for x in (user, item)]
+    np.testing.assert_array_equal(score(*half, um, im), score(*largest, um, im))
+
+
+# 2**15 is where loss scalers start.
+@pytest.mark.parametrize(("normalizer", "of_loss"), [("l2", 2.0**15), ("softmax", 1.0)])
+def test_a_gradient_past_float16_is_its_largest(normalizer, of_loss):
+    """Of `mode="article"`; all others are the gradients of the same tokens in float32."""
+    user, item, um, im = tokens()
+    user[:, ::2], item[:, ::2] = user[:, ::2] * 20, item[:, ::2] * 20
+    score = lambda *x: of_loss * article_score(*x, normalizer=normalizer)
+    half = [tf.cast(x, tf.float16) for x in (user, item)]
+    _, found = finite(score, *half, um, im)
+    _, single = finite(score, *(tf.cast(x, tf.float32) for x in half), um, im)
+    want = [np.clip(x, -65504, 65504).astype(np.float16) for x in single]
+    assert any(np.any(np.abs(x) > 65504) for x in single)
+    for got, value in zip(found, want, strict=True):
+        np.testing.assert_allclose(got, value, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("score", EVERY)
@@ -443,9 +465,7 @@ def test_nothing_known_scores_0_with_zero_gradient(score, dtype):
     user, item, um, im = tokens(scale=0.5)
     um[1], im[2] = False, False
     user, item = tf.cast(user, dtype), tf.cast(item, dtype)
-    # Of float16 tokens the article's gradients may be past 65504.
-    past = dtype == tf.float16 and getattr(score, "func", score) is article_score
-    found, gradients = finite(score, user, item, um, im, gradients_too=not past)
+    found, gradients = finite(score, user, item, um, im)
     by_user, by_item = (tf.cast(gradient, tf.float32) for gradient in gradients)
     assert not np.any(found[1])
     assert not np.any(found[:, 2])

@@ -213,8 +213,11 @@ def article_score(
     With `l2`, a positive factor on all tokens of a user, or of an item, changes nothing;
     one on a single token leaves A as it is and changes S. With `softmax` every factor
     changes A. There norms above 100 are brought to 100 and σ is never below 1e-6: without
-    bounds the formulas overflow on usual token norms. (Its gradients can still be beyond
-    what float16 holds, where the other mode's are not.)
+    bounds the formulas overflow on usual token norms.
+
+    S divides by a and b twice: at short tokens its gradient can be past 65504. For float16
+    tokens such a gradient comes back as ±65504, never as an infinity: finite, but a loss
+    scaler that waits for infinities does not see it.
 
     Args:
       user: `[B, n, d]`; item: `[B, C, m, d]` or `[C, m, d]`.
@@ -230,6 +233,7 @@ def article_score(
     """
     if item.shape.rank == 3:
         item, item_mask = item[None], item_mask[None]
+    user, item = (_finite_gradient(x) if x.dtype == tf.float16 else x for x in (user, item))
     normalize = {"l2": _lengths, "softmax": _softmax_of_lengths}[normalizer]
     q, a, q_size = normalize(user, user_mask)
     k, b, k_size = normalize(item, item_mask)
@@ -313,17 +317,29 @@ def by_chunks(score: Callable[[Any], tf.Tensor], item: Any, axis: int, size: int
 def _bounded(tokens, mask):
     """Each set `[.., t, d]` over its size, so that no square overflows or vanishes.
 
+    A float16 infinity, which is what 1e20 becomes there, counts as the largest float16.
+
     Returns:
       The tokens, 0 at padding (not even a NaN passes from there), the floor `[.., 1]` of
       norms in that measure, and the size `[.., 1, 1]`, the set's largest component.
     """
-    smallest = _SMALLEST.get(tokens.dtype, 1e-12)
-    if tokens.dtype != tf.float64:
+    dtype = tokens.dtype
+    smallest = _SMALLEST.get(dtype, 1e-12)
+    if dtype != tf.float64:
         tokens = tf.cast(tokens, tf.float32)
+    if dtype == tf.float16:
+        # After the cast: in float16 it takes as long as a quarter of the score.
+        tokens = tf.clip_by_value(tokens, dtype.min, dtype.max)
     tokens = tf.where(mask[..., None], tokens, tf.zeros_like(tokens))
     size = tf.reduce_max(tf.abs(tokens), (-2, -1), keepdims=True)
     size = tf.stop_gradient(tf.maximum(size, 1e-12))
     return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size
+
+
+@tf.custom_gradient
+def _finite_gradient(x):
+    """`x`; a gradient that overflowed its dtype comes back as the largest that it holds."""
+    return tf.identity(x), lambda by_x: tf.clip_by_value(by_x, x.dtype.min, x.dtype.max)
 
 
 def _norm(vectors, floor):
