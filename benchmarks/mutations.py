@@ -46,6 +46,8 @@ SIGMA = "_masked_softmax(tf.reduce_sum(tf.square(tokens), -1), mask, -1)"
 REAL = "item_mask[:, :, None] & user_mask[:, None, :, None]"
 COUNT = "tf.math.count_nonzero(user_mask, -1, dtype=q.dtype)"
 ZEROED = "tf.where(mask[..., None], tokens, tf.zeros_like(tokens))"
+ROOT_OF = "tf.sqrt(tf.maximum(square, tf.square(floor)))"
+BOTH_REAL = "user_real[:, :, None, None] & item_real[..., None]"
 BOUNDED = "return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size"
 
 MUTATIONS = [
@@ -96,6 +98,13 @@ MUTATIONS = [
     ),
     Mutation("no dropout on A", FORTH, FORTH.removeprefix("drop(")[:-1]),
     Mutation(
+        "dropout on the logits of A",
+        FORTH,
+        "tf.nn.softmax(drop(affinity + user.bias[:, :, None]))",
+    ),
+    Mutation("no gradient through A", FORTH, f"tf.stop_gradient({FORTH})"),
+    Mutation("no gradient through ‖Q̃‖", LENGTH, f"tf.stop_gradient({LENGTH})"),
+    Mutation(
         "Q̃ of keys, not of values",
         "tf.matmul(attention, user.values)",
         "tf.matmul(attention, user.keys)",
@@ -138,6 +147,9 @@ MUTATIONS = [
         "length, user.weights[:, :, None, None]",
         "length, tf.ones_like(match)",
     ),
+    Mutation(
+        "no gradient through A of the other direction", BACK, f"tf.stop_gradient({BACK})"
+    ),
     # What explains a score.
     Mutation("pairs without τ_s", PAIRS, PAIRS.removeprefix("scale * ")),
     Mutation("pairs not over the norms", PAIRS, PAIRS.removesuffix(" / w.length")),
@@ -147,6 +159,16 @@ MUTATIONS = [
     Mutation("Q̃ without its size", "seen * user.size[..., None, None]", "seen"),
     Mutation("K̃ without its size", "k_tilde *= item.size[..., None]", "pass"),
     Mutation("A shows padding", "matrix(way.attention * real)", "matrix(way.attention)"),
+    Mutation(
+        "A shows padded item tokens",
+        BOTH_REAL,
+        "user_real[:, :, None, None] & tf.ones_like(item_real)[..., None]",
+    ),
+    Mutation(
+        "A shows padded user tokens",
+        BOTH_REAL,
+        "tf.ones_like(user_real)[:, :, None, None] & item_real[..., None]",
+    ),
     # mode="article".
     Mutation("article's A not over a", "dots(k / b, q / a)", "dots(k / b, q)"),
     Mutation("article's A not over b", "dots(k / b, q / a)", "dots(k, q / a)"),
@@ -172,6 +194,7 @@ MUTATIONS = [
     Mutation(
         "score is not over n", "similarity / count[:, None, None, None]", "similarity"
     ),
+    Mutation("n may be 0", f"tf.maximum({COUNT}, 1.0)", COUNT),
     Mutation(
         "n counts padding", COUNT, COUNT.replace("user_mask", "tf.ones_like(user_mask)")
     ),
@@ -200,6 +223,9 @@ MUTATIONS = [
         "size",
     ),
     Mutation("σ may be 0", "tf.maximum(sigma, _LEAST)", "sigma"),
+    Mutation("σ of tokens above 10", "_LONGEST, _LEAST = 100.0", "_LONGEST, _LEAST = 10.0"),
+    Mutation("σ is above 1e-4", "_LEAST = 100.0, 1e-6", "_LEAST = 100.0, 1e-4"),
+    Mutation("σ is above 1e-7", "_LEAST = 100.0, 1e-6", "_LEAST = 100.0, 1e-7"),
     # Chunks.
     Mutation(
         "the last chunk's repetitions stay", "found.concat()[:count]", "found.concat()"
@@ -210,6 +236,11 @@ MUTATIONS = [
         "count // tf.maximum(width, 1)",
     ),
     Mutation("chunks overlap", "i * width + offsets", "i * (width - 1) + offsets"),
+    Mutation(
+        "the last chunk reads past the end",
+        "tf.minimum(i * width + offsets, count - 1)",
+        "i * width + offsets",
+    ),
     # Numbers.
     Mutation("padding times 0", ZEROED, "tokens * tf.cast(mask, tokens.dtype)[..., None]"),
     Mutation("padding as it is", ZEROED, "tokens"),
@@ -220,16 +251,32 @@ MUTATIONS = [
     ),
     Mutation(
         "no floor of a norm",
-        "tf.sqrt(tf.maximum(square, tf.square(floor)))",
+        ROOT_OF,
         "tf.sqrt(square)",
     ),
+    Mutation(
+        "a norm may be small beside its set",
+        "tf.maximum(smallest / size, _SHARE)",
+        "(smallest / size)",
+    ),
+    Mutation(
+        "settings pass through float32",
+        "tf.convert_to_tensor(value, dtype_hint=x.dtype)",
+        "tf.cast(value, tf.float32)",
+    ),
+    Mutation(
+        "infinite float16 tokens",
+        "tf.clip_by_value(tokens, dtype.min, dtype.max)",
+        "tokens",
+    ),
+    Mutation(
+        "infinite float16 gradients",
+        "_finite_gradient(x) if x.dtype == tf.float16 else x",
+        "x",
+    ),
     Mutation("float16 as small as float32", "{tf.float16: 1e-4}", "{}"),
-    Mutation(
-        "float16 is computed in float16", "if tokens.dtype != tf.float64:", "if False:"
-    ),
-    Mutation(
-        "float64 is computed in float32", "if tokens.dtype != tf.float64:", "if True:"
-    ),
+    Mutation("float16 is computed in float16", "if dtype != tf.float64:", "if False:"),
+    Mutation("float64 is computed in float32", "if dtype != tf.float64:", "if True:"),
 ]
 
 

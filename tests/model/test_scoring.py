@@ -65,10 +65,8 @@ def softmax_score(user, item, user_mask, item_mask, *, weights=None, heads=1, **
 
 
 def article_score(user, item, user_mask, item_mask, **options):
-    user, item = tf.convert_to_tensor(user), tf.convert_to_tensor(item)
-    return scoring.article_score(
-        user, item, tf.constant(user_mask), tf.constant(item_mask), **options
-    )
+    inputs = map(tf.convert_to_tensor, (user, item, user_mask, item_mask))
+    return scoring.article_score(*inputs, **options)
 
 
 MODES = {
@@ -147,6 +145,27 @@ def test_article_mode_matches_numpy(normalizer, pairs):
     np.testing.assert_array_equal(article_score(*inputs, normalizer=normalizer), found[0])
 
 
+def test_the_bounds_of_the_article_s_softmax():
+    """One user token, so that a = 1."""
+    score = functools.partial(MODES["article-softmax"], return_attention=True)
+    one, two = np.ones((1, 1), bool), np.ones((1, 2), bool)
+    # A norm of 100 is as it is, one of 1000 becomes 100. b = 1, S = 100⁴.
+    for norm in (100.0, 1000.0):
+        user, item = np.array([[[0.6, 0.8]]]) * norm, np.array([[[0.6, 0.8]]]) * norm
+        found, _ = score(user, item, one, one)
+        np.testing.assert_allclose(found, [[1e8]])
+    # σ = (1, e⁻²⁴) becomes (1, 1e-6), so b = (1, 1e-3): A = (5, 1000), K̃ = 25 + 1000.
+    user, item = np.array([[[1.0, 0.0]]]), np.array([[[5.0, 0.0], [1.0, 0.0]]])
+    found, parts = score(user, item, one, two)
+    np.testing.assert_allclose(parts["A"], [[[[5.0, 1000.0]]]])
+    np.testing.assert_allclose(parts["S"], [[[[1025 * 5.0, 1025 * 1000 / 1e-3]]]])
+    np.testing.assert_allclose(found, [[1.025e9]])
+    # σ = (1 - 4.5e-5, 4.5e-5) is above its bound.
+    item = np.array([[[3.0, 1.0], [0.0, 0.0]]])
+    _, parts = score(user, item, one, two)
+    np.testing.assert_allclose(parts["A"], [[[[3 / np.sqrt(1 / (1 + np.exp(-10))), 0.0]]]])
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 1), (1, 4)])
 def test_single_tokens_match_numpy(n, m):
     inputs = tokens(n=n, m=m)
@@ -194,8 +213,28 @@ def test_the_order_of_tokens_does_not_matter(score, seed):
     user, item, um, im = tokens(seed, scale=0.5)
     draw = np.random.default_rng(seed)
     i, j = draw.permutation(N), draw.permutation(M)
-    shuffled = score(user[:, i], item[:, j], um[:, i], im[:, j])
-    np.testing.assert_allclose(shuffled, score(user, item, um, im), rtol=1e-8)
+    base, parts = score(user, item, um, im, return_attention=True)
+    for by_user, by_item in ((i, slice(None)), (slice(None), j), (i, j)):
+        inputs = user[:, by_user], item[:, by_item], um[:, by_user], im[:, by_item]
+        found, shuffled = score(*inputs, return_attention=True)
+        np.testing.assert_allclose(found, base, rtol=1e-8)
+        pairs = parts["pair_contributions"].numpy()[:, :, by_user][..., by_item]
+        np.testing.assert_allclose(shuffled["pair_contributions"], pairs, atol=1e-8)
+
+
+@pytest.mark.parametrize("score", EVERY)
+def test_pairs_equal_cross(score):
+    """Of candidates that all users share; and of a part that each has of its own."""
+    user, item, um, im = tokens(scale=0.5)
+    cross, parts = score(user, item, um, im, return_attention=True)
+    own = np.stack([item, item[::-1]]), np.stack([im, im[::-1]])
+    pairs, others = score(user, own[0], um, own[1], return_attention=True)
+    np.testing.assert_allclose(pairs[0], cross[0], rtol=1e-9)
+    np.testing.assert_allclose(pairs[1], cross[1, ::-1], rtol=1e-9)
+    assert set(parts) == set(others)
+    for name, part in parts.items():
+        np.testing.assert_allclose(others[name][0], part[0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(others[name][1], part[1, ::-1], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("score", EVERY)
@@ -208,7 +247,7 @@ def test_the_order_of_tokens_does_not_matter(score, seed):
     pairs=st.booleans(),
 )
 def test_of_any_number_of_tokens(score, seed, n, m, more, pairs):
-    """Contributions sum to the score, shares lie in [0, 1], padding adds nothing."""
+    """Contributions sum to the score, all is within its bounds, padding adds nothing."""
     user, item, um, im = tokens(seed, n, m, pairs, scale=0.5)
     found, parts = score(user, item, um, im, return_attention=True)
     total = tf.reduce_sum(parts["pair_contributions"], (2, 3))
@@ -222,6 +261,17 @@ def test_of_any_number_of_tokens(score, seed, n, m, more, pairs):
         if name in parts:
             assert np.min(parts[name]) >= 0
             assert np.max(parts[name]) <= 1 + 1e-9
+    for name in {"s", "s_user"} & set(parts):
+        assert np.abs(parts[name]).max() <= 1 + 1e-9
+    if "R" in parts:
+        # The mean over user tokens of means over item tokens, weighted by R.
+        real = um[:, None, :, None] & (im if pairs else im[None])[:, :, None]
+        least, most = (
+            f(np.where(real, parts["S"], rest), axis=(2, 3))
+            for f, rest in ((np.min, np.inf), (np.max, -np.inf))
+        )
+        slack = 1e-8 * (1 + np.abs(parts["S"]).max())
+        assert np.all((least - slack <= found) & (found <= most + slack))
     wider = lambda x, axis, count: np.pad(
         x,
         [(0, count if a == axis % x.ndim else 0) for a in range(x.ndim)],
@@ -267,20 +317,50 @@ def test_what_the_size_of_a_token_changes(score, factor):
     np.testing.assert_allclose(score(user * factor, item / factor, um, im), base, rtol=1e-9)
 
 
-def test_what_the_size_of_a_token_changes_in_the_article():
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("normalizer", ["l2", "softmax"])
+def test_what_the_size_of_a_token_changes_in_the_article(normalizer, side):
     user, item, um, im = tokens(scale=0.5)
-    for normalizer in ("l2", "softmax"):
-        score = functools.partial(
-            article_score, normalizer=normalizer, return_attention=True
-        )
+    score = functools.partial(article_score, normalizer=normalizer, return_attention=True)
+    base, parts = score(user, item, um, im)
+    by_user, by_item = (
+        np.where(np.arange(x.shape[1]) == 1, 2.0 if name == side else 1.0, 1.0)[:, None]
+        for name, x in (("user", user), ("item", item))
+    )
+    found, other = score(user * by_user, item * by_item, um, im)
+    assert np.abs(found - base)[0, 0] > 1e-3
+    same = np.abs(other["A"] - parts["A"]).max() < 1e-9
+    assert same == (normalizer == "l2")
+    sizes = (3.0, 1.0) if side == "user" else (1.0, 0.5)
+    found = score(sizes[0] * user, sizes[1] * item, um, im)[0]
+    same = np.abs(found - base).max() < 1e-9
+    assert same == (normalizer == "l2")
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(
+    seed=st.integers(0, 2**20),
+    at=st.integers(0, M - 1),
+    one=st.floats(1e-2, 1e2),
+    all_user=st.floats(1e-6, 1e6),
+    all_item=st.floats(1e-6, 1e6),
+)
+def test_what_no_positive_factor_changes(seed, at, one, all_user, all_item):
+    user, item, um, im = tokens(seed)
+    sized = user * all_user, item * all_item, um, im
+    longer = lambda x: x * np.where(np.arange(x.shape[1]) == at, one, 1.0)[:, None]
+    user_longer, item_longer = (longer(user), item, um, im), (user, longer(item), um, im)
+    for name in ("softmax", "all", "article"):
+        score = functools.partial(MODES[name], return_attention=True)
         base, parts = score(user, item, um, im)
-        one = user * np.where(np.arange(N) == 2, 2.0, 1.0)[:, None]
-        found, other = score(one, item, um, im)
-        assert np.abs(found - base).max() > 1e-3
-        same = np.abs(other["A"] - parts["A"]).max() < 1e-9
-        assert same == (normalizer == "l2")
-        same = np.abs(score(3 * user, item / 2, um, im)[0] - base).max() < 1e-9
-        assert same == (normalizer == "l2")
+        found, other = score(*sized)
+        np.testing.assert_allclose(found, base, rtol=1e-7)
+        np.testing.assert_allclose(other["A"], parts["A"], atol=1e-9)
+        for inputs in (user_longer, item_longer):
+            found, other = score(*inputs)
+            np.testing.assert_allclose(other["A"], parts["A"], atol=1e-9)
+            if name == "softmax" and inputs is item_longer:
+                np.testing.assert_allclose(found, base, rtol=1e-7)
 
 
 @pytest.mark.parametrize("score", SOFTMAX)
@@ -485,25 +565,26 @@ def test_nothing_known_scores_0_with_zero_gradient(score, dtype):
     np.testing.assert_array_equal(nobody, np.zeros((B, C)))
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 2) for name in MODES), *(("softmax", i) for i in (1, 3, 4))]
+)
 @pytest.mark.parametrize("pairs", [False, True])
-def test_chunks_give_the_same(size, pairs):
-    user, item, um, im = tokens(pairs=pairs)
-    score = lambda part: softmax_score(user, part[0], um, part[1])
-    item, im, axis = tf.constant(item), tf.constant(im), int(pairs)
+def test_chunks_give_the_same(name, size, pairs):
+    user, item, um, im = tokens(pairs=pairs, scale=0.5)
+    user, item, im, axis = tf.constant(user), tf.constant(item), tf.constant(im), int(pairs)
+    score = lambda part: MODES[name](user, part[0], um, part[1])
     whole = score((item, im))
     chunked = lambda: scoring.by_chunks(score, (item, im), axis, size)
     np.testing.assert_allclose(chunked(), whole, rtol=1e-12)
     np.testing.assert_allclose(tf.function(chunked)(), whole, rtol=1e-12)
     with tf.GradientTape(persistent=True) as tape:
-        tape.watch(item)
+        tape.watch([user, item])
         ends = [score((item, im)), chunked()]
     pull = tf.random.stateless_normal((B, C), (0, 1), dtype=tf.float64)
-    one, other = (
-        tf.convert_to_tensor(tape.gradient(end, item, output_gradients=pull))
-        for end in ends
-    )
-    np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-12)
+    one, other = (tape.gradient(end, [user, item], output_gradients=pull) for end in ends)
+    for want, found in zip(one, other, strict=True):
+        found = tf.convert_to_tensor(found)
+        np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-12)
     none = (item[:, :0], im[:, :0]) if pairs else (item[:0], im[:0])
     assert scoring.by_chunks(score, none, axis, size).shape == (B, 0)
 
