@@ -149,11 +149,11 @@ def test_the_bounds_of_the_article_s_softmax():
     """One user token, so that a = 1."""
     score = functools.partial(MODES["article-softmax"], return_attention=True)
     one, two = np.ones((1, 1), bool), np.ones((1, 2), bool)
-    # A norm of 100 is as it is, one of 1000 becomes 100. b = 1, S = 100⁴.
+    # A norm of 100 is as it is, one of 1000 becomes 100: A = 100², Q̃ and K̃ have 100³.
     for norm in (100.0, 1000.0):
         user, item = np.array([[[0.6, 0.8]]]) * norm, np.array([[[0.6, 0.8]]]) * norm
         found, _ = score(user, item, one, one)
-        np.testing.assert_allclose(found, [[1e8]])
+        np.testing.assert_allclose(found, [[1e12]])
     # σ = (1, e⁻²⁴) becomes (1, 1e-6), so b = (1, 1e-3): A = (5, 1000), K̃ = 25 + 1000.
     user, item = np.array([[[1.0, 0.0]]]), np.array([[[5.0, 0.0], [1.0, 0.0]]])
     found, parts = score(user, item, one, two)
