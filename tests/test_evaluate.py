@@ -103,9 +103,9 @@ class Stub:
 
     def encode_items(self):
         row = tf.range(ITEMS, dtype=tf.float32)[:, None]
-        return ItemMatrices(None, self.cosine[:, None], row, row > -1)
+        return ItemMatrices(None, None, self.cosine[:, None], row, row > -1)
 
-    def users_at(self, profile, vectors, batch):
+    def users_at(self, profile, items, batch):
         return UserState(tf.ones((len(batch["seen"]), 1)), None, None)
 
     def rank_at(self, user, pooled, tokens, mask):

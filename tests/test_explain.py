@@ -72,15 +72,12 @@ ITEM = [
     b"id",
     b"kind=a",
     b"",
-    b"[CLS]",
-    b"hob",
-    b"##bi",
-    b"##t",
-    b"!",
-    b"[SEP]",
+    b"text=the",
+    b"text=hobbit",
+    b"",
     b"age",
 ]
-USER = [b"history", b"", b"user", b"query", b"", b"history=7", b"history=8"]
+USER = [b"user", b"", b"user", b"", b"history=7", b"history=8"]
 
 
 class Answered:
@@ -92,9 +89,9 @@ class Answered:
         return {
             "score": np.array([9.0]),
             "retrieval_contribution": np.array([4.0]),
-            "item_contributions": np.arange(11.0)[None] / 9,
-            "user_contributions": np.array([[1, 0, 0.5, 0.25, 0, 5, -2]]),
-            "attention": rng.random((1, 7, 11)),
+            "item_contributions": np.arange(8.0)[None] / 9,
+            "user_contributions": np.array([[1, 0, 0.5, 0, 5, -2]]),
+            "attention": rng.random((1, 6, 8)),
             "item_token": np.array([ITEM], object),
             "user_token": np.array([USER], object),
             "known_item": np.array([True]),
@@ -115,27 +112,24 @@ def made():
     return explain.explain(Answered(), "42", "5", history=["7", "lost", "8"])
 
 
-def test_pieces_are_joined_to_words_and_padding_is_left_out(made):
+def test_words_have_their_place_and_padding_is_left_out(made):
     found = [(part.kind, part.name, part.text, part.span) for part in made.item_parts]
     assert found == [
         ("whole", "item", "the item as a whole", None),
         ("column", "id", "id", None),
         ("column", "kind=a", "kind=a", None),
-        ("word", "[CLS]", "[CLS]", None),
+        ("word", "the", "The", (0, 3)),
         ("word", "hobbit", "Hobbit", (5, 11)),
-        ("word", "!", "!", (12, 13)),
-        ("word", "[SEP]", "[SEP]", None),
         ("column", "age", "age", None),
     ]
     ninths = [part.contribution * 9 for part in made.item_parts]
-    np.testing.assert_allclose(ninths, [0, 1, 2, 4, 5 + 6 + 7, 8, 9, 10])
+    np.testing.assert_allclose(ninths, [0, 1, 2, 4, 5, 7])
 
 
 def test_the_users_parts_have_kinds_and_titles(made):
     assert [dataclasses.astuple(part) for part in made.user_parts] == [
-        ("column", "history", "history", 1.0, None),
+        ("column", "user", "user", 1.0, None),
         ("whole", "user", "the user as a whole", 0.5, None),
-        ("whole", "query", "the user at this moment", 0.25, None),
         ("event", "history=7", "Emma", 5.0, None),
         ("event", "history=8", "Ulysses", -2.0, None),
     ]
@@ -143,10 +137,9 @@ def test_the_users_parts_have_kinds_and_titles(made):
     assert made.item_text == "The <Hobbit>!"
 
 
-def test_a_word_looks_as_its_pieces_do_on_average(made):
-    raw = np.random.default_rng(0).random((7, 11))[[0, 2, 3, 5, 6]]
-    want = np.insert(raw[:, [0, 1, 2, 4, 8, 9, 10]], 4, raw[:, 5:8].mean(1), axis=1)
-    np.testing.assert_allclose(made.attention, want)
+def test_attention_is_of_the_parts_that_are_real(made):
+    raw = np.random.default_rng(0).random((6, 8))
+    np.testing.assert_allclose(made.attention, raw[[0, 2, 4, 5]][:, [0, 1, 2, 4, 5, 7]])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +183,7 @@ def test_both_sides_sum_to_the_score(client, trained, user, item):
     query = client.predict("embed_user", {"user_id": [user]})["embedding"][0]
     row = list(prepared.items.ids).index(item)
     cosine = query @ model.encode_items().pooled.numpy()[row]
-    factor = model.prior.numpy() * np.exp(model.retrieval.log_scale.numpy())
+    factor = np.exp(model.retrieval.log_scale.numpy())
     assert found.retrieval == pytest.approx(factor * cosine, abs=1e-5)
 
 
@@ -205,7 +198,7 @@ def test_an_explanation_is_of_the_user_that_is_described(client, trained):
         ("history=i9", texts["i9"]), ("history=i2", texts["i2"]),
     ]  # fmt: skip
     words = [part.text for part in found.item_parts if part.kind == "word"]
-    assert words == ["[CLS]", *texts["i4"].split(), "[SEP]"]
+    assert words == texts["i4"].split()
     assert (found.known_user, found.unknown_history) == (False, ("lost",))
     # max_k = 3: the titles of a stored history of 5 and the item's own still all arrive.
     stored = explain.explain(client, "u4", "i4")
@@ -268,13 +261,13 @@ class Read(html.parser.HTMLParser):
 def test_the_page_marks_words_and_events(made):
     read = Read(explanation_page.page(made))
     assert read.open == []
-    assert read.texts["mark"] == ["Hobbit", "!"]
+    assert read.texts["mark"] == ["The", "Hobbit"]
     assert made.item_text in read.text
     marks = [attrs for tag, attrs in read.tags if tag == "mark"]
-    # 18 ninths are the largest of the item's parts.
-    assert [mark["title"] for mark in marks] == ["+2.0000", "+0.8889"]
-    assert marks[0]["style"] == f"background: rgba({explanation_page.UP}, 0.750)"
-    assert marks[1]["style"] == f"background: rgba({explanation_page.UP}, 0.333)"
+    # 4 and 5 ninths; the largest of the item's parts has 7.
+    assert [mark["title"] for mark in marks] == ["+0.4444", "+0.5556"]
+    assert marks[0]["style"] == f"background: rgba({explanation_page.UP}, 0.429)"
+    assert marks[1]["style"] == f"background: rgba({explanation_page.UP}, 0.536)"
     lower = [attrs for tag, attrs in read.tags if attrs.get("title") == "-2.0000"]
     assert lower == [
         {

@@ -67,7 +67,7 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
         # Gains of 0, 0, 0 and 4 have the mean 1 and the standard error √3 / 2; gains of 8,
         # -4, 8 and -8 have the mean 1 and a standard error of √51 / 2.
         (lambda share: np.full(4, -abs(share - 0.5)), 0.5),
-        (lambda share: share * np.array([0, 0, 0, 4.0]), 1.0),
+        (lambda share: share * np.array([0, 0, 0, 4.0]), 2.0),
         (lambda share: share * np.array([8, -4, 8, -8.0]), 0.0),
         (lambda share: np.full(4, -share), 0.0),
         (lambda share: np.full(4, 0.2), 0.0),

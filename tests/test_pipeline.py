@@ -154,13 +154,29 @@ def test_a_run_killed_while_it_keeps_texts_leaves_no_half(
     assert encoded == [ITEMS, ITEMS]
 
 
-def test_an_empty_text_has_no_token_and_the_mean_is_of_real_tokens(place, backbone):
-    found = pipeline.prepare(with_text(place, backbone)).item_features
-    hidden, mask = found["text"].astype(np.float32), found["text_mask"]
+def test_a_text_is_its_words_and_the_mean_of_all_its_pieces(place, backbone, tmp_path):
+    prepared = pipeline.prepare(with_text(place, backbone), tmp_path)
+    found = prepared.item_features
+    hidden = np.load(tmp_path / "item_texts.npz")["hidden"].astype(np.float32)
     # [CLS] word word [SEP]; the third item has no title.
-    assert mask.sum(1).tolist() == [4, 4, 0, *[4] * (ITEMS - 3)]
+    assert found["text_mask"].sum(1).tolist() == [2, 2, 0, *[2] * (ITEMS - 3)]
+    np.testing.assert_allclose(found["text"][0], hidden[0, 1:3], atol=1e-3)
     np.testing.assert_allclose(found["text_mean"][0], hidden[0, :4].mean(0), atol=1e-3)
     assert not found["text_mean"][2].any()
+    assert prepared.words[0].tolist() == prepared.items.texts[0].split()
+    assert prepared.words[2].tolist() == ["", ""]
+
+
+def test_a_word_is_the_mean_of_its_pieces():
+    hidden = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float16)
+    place = np.array([[-1, 0, 0, 1], [0, 1, -1, 1]])
+    found = pipeline._mean(hidden, place, 3)
+    wide = hidden.astype(np.float64)
+    want = [
+        [wide[0, 1:3].mean(0), wide[0, 3], np.zeros(3)],
+        [wide[1, 0], (wide[1, 1] + wide[1, 3]) / 2, np.zeros(3)],
+    ]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_the_share_of_cut_texts_is_told(place, backbone):
@@ -215,12 +231,15 @@ def model_of(prepared):
 
 
 def training_queries(model, prepared):
-    """`[d]` by row of the interactions: what the retrieval is trained on."""
+    """By row of the interactions: what the retrieval and the ranking are trained on."""
     cut = prepared.training()
     batch = {n: tf.constant(v) for n, v in batches.gather(cut, np.arange(len(cut))).items()}
     step = model._step(batch, training=False)
-    query = step.query.numpy()[batch["weight"].numpy() > 0]
-    return dict(zip(cut.targets.row.tolist(), query, strict=True))
+    pick = tf.where(batch["weight"] > 0)
+    user = model._users_of(step, tf.cast(pick, tf.int32), tf.gather_nd(step.query, pick))
+    tokens = tf.where(user.mask[..., None], user.tokens, 0.0)
+    found = np.concatenate([user.query, user.mask, tf.reshape(tokens, (len(pick), -1))], 1)
+    return dict(zip(cut.targets.row.tolist(), found, strict=True))
 
 
 def evaluated_answers(model, prepared):
@@ -229,7 +248,7 @@ def evaluated_answers(model, prepared):
     batch = batches.gather(cut, np.arange(len(cut)))
     asked = {n: batch[n] for n in ("history", "history_feedback", "history_time")}
     asked |= {"seen": batch["target_seen"][:, 0], "time": batch["target_time"][:, 0]}
-    state = model.encode_users(model.users.rows(batch["user"]), matrices.vector, asked)
+    state = model.encode_users(model.users.rows(batch["user"]), matrices, asked)
     everything = tf.tile(tf.range(ITEMS)[None], (len(cut), 1))
     take = lambda value: tf.gather(value, everything)
     ranked = model.rank(

@@ -112,6 +112,7 @@ class Model(_Section):
         to stand in for it.
       user_id: Whether users have an id token; off, all users are served alike.
       time: Whether the gaps between events, and up to the request, are features.
+      recent: Events of a history that the ranking sees, the last ones.
     """
 
     dim: Positive = 64
@@ -121,6 +122,7 @@ class Model(_Section):
     id_dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     user_id: bool = False
     time: bool = True
+    recent: Positive = 20
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "Model":
@@ -157,16 +159,22 @@ class Loss(_Section):
     Attributes:
       retrieval: Weight of the in-batch softmax over pooled cosines, which trains the
         towers.
-      ranking: Weight of the listwise softmax of the scorer over shortlists, which trains
-        the scorer alone.
+      ranking: Weight of the ranking, which trains the scorer and the ranking's own ids.
+      order: How the ranking learns: a softmax over all candidates of a target
+        (`listwise`), target and candidate two by two (`pairwise`), or each alone as a hit
+        or none (`pointwise`).
+      label_smoothing: Share of the truth that the ranking's target gives to the others.
+      distillation: Weight of what the retrieval learns from the order that the ranking
+        gives; with it the ranking moves the towers, too.
       feedback: Weight of the classification of the feedback label.
       negatives: Items with a training event that are drawn uniformly a step, shared by its
         targets; at least the catalogue's size means all of them.
       logq: Whether scores are corrected by the log-probability of being a candidate.
       group: Targets that share a softmax as each other's negatives.
       rejected: Items of the window without a positive label that join the shortlist.
-      hard_negatives: Candidates on a training shortlist beside the positive, the ones
-        that the retrieval ranks highest.
+      hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
+        retrieval would hand on at this step.
+      easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
       ranked_targets: Targets of a step, per replica, that also train the ranking, and as
         many of any label that train the feedback.
       temperature: Initial divisor of the pooled cosine; it is trained.
@@ -174,11 +182,15 @@ class Loss(_Section):
 
     retrieval: float = pydantic.Field(1.0, gt=0)
     ranking: float = pydantic.Field(0.5, ge=0)
+    order: Literal["listwise", "pairwise", "pointwise"] = "listwise"
+    label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
+    distillation: float = pydantic.Field(0.0, ge=0)
     feedback: float = pydantic.Field(0.1, ge=0)
     negatives: int = pydantic.Field(2048, ge=0)
     logq: bool = True
     group: Positive = 256
     hard_negatives: Positive = 15
+    easy_negatives: int = pydantic.Field(64, ge=0)
     rejected: int = pydantic.Field(4, ge=0)
     ranked_targets: Positive = 64
     temperature: float = pydantic.Field(0.07, gt=0)

@@ -22,23 +22,21 @@ from tfrec_attn.serve.inputs import Users
 _WHOLES = {
     "item": "the item as a whole",
     "user": "the user as a whole",
-    "query": "the user at this moment",
 }
-_FRAME = ("[CLS]", "[SEP]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One token, or the pieces of one word.
+    """One token.
 
     Attributes:
       kind: `whole`, `column`, `word` (of the item's text) or `event` (of the history).
-      name: What the model calls it: `item`, `genres=Drama`, `history=56`; the pieces of a
-        word are joined.
+      name: What the model calls it: `item`, `genres=Drama`, `history=56`, a word in the
+        backbone's spelling.
       text: What a reader calls it: a word as the text has it, the text of an event's item.
-      contribution: What it adds to the score; words are the sum of their pieces.
+      contribution: What it adds to the score.
       span: Where a word stands in `Explanation.item_text`; None for what has no place
-        there (`[CLS]`, `[SEP]`, what the vocabulary lacks).
+        there (what the vocabulary lacks).
     """
 
     kind: str
@@ -63,7 +61,7 @@ class Explanation:
       item_parts: In the order of the tokens; padding is left out.
       user_parts: Profile, the user as a whole, then the events, the latest last.
       attention: For each of the user's parts a row: how much each of the item's parts
-        looks at it, the mean over heads and over a word's pieces. With
+        looks at it, the mean over heads. With
         `model.mode = "softmax"` a column sums to 1; with `"article"` these are cosines.
       known_user: Whether the model has seen this user id.
       unknown_history: Ids of the history asked with that the model does not know.
@@ -124,22 +122,20 @@ def explain(
     events = user_tokens[_events_begin(user_tokens) :]
     seen = [token.removeprefix("history=") for token in events]
     texts = _texts(client, [item, *given, *seen])
-    item_groups, user_groups = _item_groups(item_tokens), _user_groups(user_tokens)
-    weights = found["attention"].astype(float)
-    weights = np.stack([weights[:, places].mean(1) for _, places in item_groups], 1)
+    item_text = texts.get(item, "")
+    item_parts = _item_parts(item_tokens, found["item_contributions"], item_text)
+    user_parts = _user_parts(user_tokens, found["user_contributions"], texts)
+    at = np.ix_([i for i, _ in user_parts], [i for i, _ in item_parts])
+    weights = found["attention"].astype(float)[at]
     return Explanation(
         user=user.ids[0],
         item=item,
-        item_text=texts.get(item, ""),
+        item_text=item_text,
         score=float(found["score"]),
         retrieval=float(found["retrieval_contribution"]),
-        item_parts=_item_parts(
-            item_tokens, item_groups, found["item_contributions"], texts.get(item, "")
-        ),
-        user_parts=_user_parts(
-            user_tokens, user_groups, found["user_contributions"], texts
-        ),
-        attention=tuple(tuple(weights[i].tolist()) for _, (i,) in user_groups),
+        item_parts=tuple(part for _, part in item_parts),
+        user_parts=tuple(part for _, part in user_parts),
+        attention=tuple(map(tuple, weights.tolist())),
         known_user=bool(found["known_user"]),
         unknown_history=tuple(one for one in given if one not in texts),
     )
@@ -157,65 +153,42 @@ def _texts(client: Client, ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-Group = tuple[str, list[int]]
-
-
-def _item_groups(tokens: Sequence[str]) -> list[Group]:
-    """Kind and places of each part: the item, its columns, and the words of its text, which
-    stand between `[CLS]` and `[SEP]`; padding is left out."""
-    begin = tokens.index("[CLS]") if "[CLS]" in tokens else len(tokens)
-    end = tokens.index("[SEP]", begin) if "[SEP]" in tokens[begin:] else len(tokens)
-    groups: list[Group] = []
-    for place, token in enumerate(tokens):
-        text = begin <= place <= end
-        if text and token.startswith("##"):
-            groups[-1][1].append(place)
-        elif token:
-            kind = "word" if text else "column" if place else "whole"
-            groups.append((kind, [place]))
-    return groups
-
-
 def _events_begin(tokens: Sequence[str]) -> int:
-    """The events stand behind the last `query`: their names all begin with `history=`."""
-    return len(tokens) - tokens[::-1].index("query")
+    """The events stand behind the last `user`: their names all begin with `history=`."""
+    return len(tokens) - tokens[::-1].index("user")
 
 
-def _user_groups(tokens: Sequence[str]) -> list[Group]:
+def _item_parts(tokens, contributions, text: str) -> list[tuple[int, Part]]:
+    """Each part with its place among the tokens; padding is left out."""
+    words = [i for i, token in enumerate(tokens) if token.startswith("text=")]
+    names = [tokens[i].removeprefix("text=") for i in words]
+    place = dict(zip(words, spans(text, names), strict=True))
+    parts = []
+    for i, token in enumerate(tokens):
+        name, contribution = token.removeprefix("text="), float(contributions[i])
+        if i in place:
+            span = place[i]
+            shown = text[slice(*span)] if span else name
+            parts.append((i, Part("word", name, shown, contribution, span)))
+        elif token:
+            kind = "column" if i else "whole"
+            parts.append((i, Part(kind, token, _shown(kind, token), contribution)))
+    return parts
+
+
+def _user_parts(tokens, contributions, texts) -> list[tuple[int, Part]]:
     begin = _events_begin(tokens)
-    kinds = ["column"] * (begin - 2) + ["whole"] * 2 + ["event"] * (len(tokens) - begin)
-    return [(kind, [i]) for i, kind in enumerate(kinds) if tokens[i]]
+    kinds = ["column"] * (begin - 1) + ["whole"] + ["event"] * (len(tokens) - begin)
 
-
-def _item_parts(tokens, groups, contributions, text: str) -> tuple[Part, ...]:
-    names = ["".join(tokens[i].removeprefix("##") for i in places) for _, places in groups]
-    words = [
-        row
-        for row, (kind, _) in enumerate(groups)
-        if kind == "word" and names[row] not in _FRAME
-    ]
-    place = dict(zip(words, spans(text, [names[row] for row in words]), strict=True))
-    return tuple(
-        Part(
-            kind,
-            names[row],
-            text[slice(*span)] if (span := place.get(row)) else _shown(kind, names[row]),
-            float(sum(contributions[i] for i in places)),
-            span,
-        )
-        for row, (kind, places) in enumerate(groups)
-    )
-
-
-def _user_parts(tokens, groups, contributions, texts) -> tuple[Part, ...]:
     def text(kind: str, name: str) -> str:
         id_ = name.removeprefix("history=")
         return texts.get(id_, id_) if kind == "event" else _shown(kind, name)
 
-    return tuple(
-        Part(kind, tokens[i], text(kind, tokens[i]), float(contributions[i]))
-        for kind, (i,) in groups
-    )
+    return [
+        (i, Part(kind, tokens[i], text(kind, tokens[i]), float(contributions[i])))
+        for i, kind in enumerate(kinds)
+        if tokens[i]
+    ]
 
 
 def _shown(kind: str, name: str) -> str:

@@ -62,6 +62,7 @@ def served(model, prepared):
         Index(model, shortlist=config.index.shortlist, tokens=config.index.tokens),
         items=prepared.items,
         users=prepared.users,
+        words=prepared.words,
         user_features={
             name: value
             for name, value in prepared.user_features.items()

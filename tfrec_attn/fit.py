@@ -21,7 +21,7 @@ from tfrec_attn.model.recommender import Recommender
 logger = logging.getLogger(__name__)
 
 # Of the scorer's score in the ranking logit; see `Keeper.settle`.
-SHARES = (1.0, 0.5, 0.25, 0.0)
+SHARES = (2.0, 1.0, 0.5, 0.25, 0.0)
 
 
 def strategy(name: str) -> tf.distribute.Strategy:

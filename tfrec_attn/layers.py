@@ -123,30 +123,30 @@ class Scorer:
         user, item, user_mask, item_mask = (
             inputs[name] for name in ("user", "item", "user_mask", "item_mask")
         )
-        if self.mode == "article":
-            score = lambda part: scoring.article_score(
-                user, part[0], user_mask, part[1],
-                normalizer=self.normalizer, return_attention=return_attention,
-            )  # fmt: skip
-        else:
-            side = self.user_side(user, user_mask)
-            score = lambda part: self.compare(
-                side, self.item_side(*part), training, return_attention
-            )
+        side = self.user_side(user, user_mask)
+        score = lambda part: self.compare(
+            side, self.item_side(*part), training, return_attention
+        )
         if self.chunk is None or return_attention:
             return score((item, item_mask))
         return scoring.by_chunks(score, (item, item_mask), item.shape.rank - 3, self.chunk)
 
     def user_side(self, user, mask):
-        """`scoring.Side` of users `[B, n, d]`: with it and items', `compare` scores."""
+        """What a comparison needs of users `[B, n, d]`: a `scoring.Side`, or in the
+        article's mode, which has no projections, tokens and mask."""
+        if self.mode == "article":
+            return user, mask
         weights = self.user_query, self.user_value, self.user_importance
         weigh = self.user_importance_back if self.bidirectional else None
         return self._side(user, mask, *weights, weigh)
 
     def item_side(self, item, mask):
-        """`scoring.Side` of items `[B, C, m, d]` or `[C, m, d]`; an index can keep it."""
+        """The same of items `[B, C, m, d]` or `[C, m, d]`: it depends on no user, so an
+        index can keep it, and `scoring.some` hand it out."""
         if item.shape.rank == 3:
             item, mask = item[None], mask[None]
+        if self.mode == "article":
+            return item, mask
         attend = self.item_importance_back if self.bidirectional else None
         weights = self.item_key, self.item_value, attend, self.item_importance
         return self._side(item, mask, *weights)
@@ -157,7 +157,13 @@ class Scorer:
         )
 
     def compare(self, user, item, training=None, return_attention=False):
-        """`[B, C]` scores of two sides; only of `mode="softmax"`."""
+        """`[B, C]` scores of two sides."""
+        if self.mode == "article":
+            (user, user_mask), (item, item_mask) = user, item
+            return scoring.article_score(
+                user, item, user_mask, item_mask,
+                normalizer=self.normalizer, return_attention=return_attention,
+            )  # fmt: skip
         return scoring.softmax_score(
             user,
             item,

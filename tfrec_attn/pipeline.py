@@ -34,6 +34,7 @@ class Prepared:
       items, users: The catalogs.
       item_features, user_features: Arrays by row, texts encoded; see
         `towers.FeatureTokens`.
+      words: `[I, W]` the words of the item texts, by token; empty at padding.
       frequency: `[I]` share of each item among the training targets.
       truncated: Share of item texts that were longer than `text.max_length`.
     """
@@ -45,6 +46,7 @@ class Prepared:
     users: catalog.Catalog
     item_features: dict[str, np.ndarray]
     user_features: dict[str, np.ndarray]
+    words: np.ndarray
     frequency: np.ndarray
     truncated: float
 
@@ -153,8 +155,10 @@ def prepare(
             f"No training event has a label of examples.positives="
             f"{list(config.examples.positives)}. Map feedback or widen the setting."
         )
-    item_features, truncated = _features(config, items, out and out / "item_texts.npz")
-    user_features, _ = _features(config, users, out and out / "user_texts.npz")
+    item_features, words, truncated = _features(
+        config, items, out and out / "item_texts.npz"
+    )
+    user_features, _, _ = _features(config, users, out and out / "user_texts.npz")
     rows = np.arange(1, len(items) + 1, dtype=np.int32)
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
@@ -167,6 +171,7 @@ def prepare(
         users,
         item_features,
         user_features,
+        words,
         counts / counts.sum(),
         truncated,
     )
@@ -196,17 +201,27 @@ def _split(config: Config, events, *, timed: bool) -> splits.Split:
 
 
 def _features(config: Config, table: catalog.Catalog, cache: Path | None):
-    """The catalog's arrays and its encoded texts."""
+    """The catalog's arrays and encoded texts, the words of these, and how many were cut."""
     features = dict(table.features)
     if not config.text.backbone or not any(table.texts):
-        return features, 0.0
+        return features, np.zeros((len(table), 0), str), 0.0
     folder = assets.backbone(config.text.backbone)
     tokenizer = WordPiece(folder)
     ids, cut = tokenizer(tf.constant(list(table.texts)), config.text.max_length)
     ids = ids.numpy()
     ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
+    place, words = tokenizer.words(ids)
+    if not words.size:
+        return features, words, 0.0
     hidden = _encoded(folder, ids, cache)
-    return features | _text(hidden, ids, tokenizer.pad_id, table), float(cut.numpy().mean())
+    # Of an empty text BERT says something all the same.
+    mean = _mean(hidden, np.where(ids != tokenizer.pad_id, 0, -1), 1)[:, 0]
+    texts = {
+        "text": _mean(hidden, place, words.shape[1]).astype(np.float16),
+        "text_mask": words != "",
+        "text_mean": np.where((words != "").any(1, keepdims=True), mean, 0),
+    }
+    return features | texts, words, float(cut.numpy().mean())
 
 
 def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
@@ -231,12 +246,15 @@ def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
     return hidden
 
 
-def _text(hidden: np.ndarray, ids: np.ndarray, pad_id: int, table: catalog.Catalog):
-    # An empty text is [CLS] [SEP], of which BERT says something all the same: no token.
-    mask = (ids != pad_id) & np.asarray([bool(t) for t in table.texts])[:, None]
-    total = (hidden.astype(np.float32) * mask[..., None]).sum(1)
-    mean = total / np.maximum(mask.sum(1, keepdims=True), 1)
-    return {"text": hidden, "text_mask": mask, "text_mean": mean.astype(np.float32)}
+def _mean(hidden: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
+    """The mean hidden state of the pieces of each of `count` places, `[N, count, width]`
+    float32; `place` `[N, m]` is -1 for a piece of none."""
+    total = np.zeros((len(hidden), count, hidden.shape[2]), np.float32)
+    pieces = np.zeros((len(hidden), count, 1), np.float32)
+    at = np.nonzero(place >= 0)
+    np.add.at(total, (at[0], place[at]), hidden[at])
+    np.add.at(pieces, (at[0], place[at]), 1)
+    return total / np.maximum(pieces, 1)
 
 
 def build(prepared: Prepared) -> recommender.Recommender:

@@ -119,7 +119,7 @@ def users(model, matrices, queries: Examples, index: np.ndarray):
     moment = {"seen": batch["target_seen"][:, 0], "time": batch["target_time"][:, 0]}
     return model.users_at(
         model.users.rows(batch["user"]),
-        matrices.vector,
+        matrices,
         {name: tf.constant(value) for name, value in (shown | moment).items()},
     )
 

@@ -24,6 +24,7 @@ SETTINGS = {
         "negatives": ITEMS,
         "hard_negatives": ITEMS,
         "rejected": 2,
+        "easy_negatives": 0,
         "ranked_targets": 100,
     },
 }
@@ -198,28 +199,25 @@ def test_blocks_of_items_are_one_block():
     for block in (1, 5, ITEMS):
         for part, want in zip(model.encode_items(block), whole, strict=True):
             np.testing.assert_allclose(part, want, atol=1e-6)
-    assert whole.vector.shape == whole.pooled.shape == (ITEMS, 8)
+    assert whole.vector.shape == whole.event.shape == whole.pooled.shape == (ITEMS, 8)
     assert whole.tokens.shape == (ITEMS, 3, 8)
 
 
 def lists(model, given):
     """The candidates of every target as `_ranking` makes them, by watching its scorer."""
-    seen = {}
-    score = model._score
+    seen, real = {}, []
+    scores, order = model._scores, model.order
 
-    def spy(step, user, list_):
-        seen["items"] = tf.gather(step.items, list_).numpy()
+    def spy(step, user, pairs, shared):
+        everybody = tf.tile(shared[None], [len(pairs), 1])
+        seen["items"] = tf.gather(step.items, tf.concat([pairs, everybody], 1)).numpy()
         seen["step"] = step
-        return score(step, user, list_)
+        return scores(step, user, pairs, shared)
 
-    real = []
-    listwise = recommender.tasks.listwise
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "_score", spy)
+        patch.setattr(model, "_scores", spy)
         patch.setattr(
-            recommender.tasks,
-            "listwise",
-            lambda s, m: real.append(m.numpy()) or listwise(s, m),
+            model, "order", lambda s, m, e: real.append(m.numpy()) or order(s, m, e)
         )
         model._ranking(model._step(given, training=False))
     count = model.settings.ranked_targets
@@ -250,6 +248,82 @@ def test_a_shortlist_begins_with_its_target_and_has_no_positive_behind(hard):
         assert len(others) <= hard + 2
 
 
+@pytest.mark.parametrize("easy", [2, ITEMS])
+def test_easy_negatives_are_shared_and_no_positive_is_among_them(easy):
+    model, positives = build(hard_negatives=1, rejected=0, easy_negatives=easy), shop()[1]
+    found = lists(model, batch(range(len(shop()[0]))))
+    known = set(np.flatnonzero(model.frequency))
+    drawn = set().union(*(others for *_, others, _ in found))
+    for user, _, _, others, _ in found:
+        liked = set(positives[user].numpy())
+        assert not others & liked
+        assert others >= known - liked or easy < ITEMS
+        # The hard one may be one of the easy ones.
+        assert len(others) <= easy + 1
+    assert len(drawn) <= easy + len(found)
+
+
+def test_a_score_of_what_users_share_is_that_of_a_pair():
+    """Pairs and shared candidates of a step, and what is served, are one scorer."""
+    model, given = build(), batch([0, 1, 2, 3])
+    step = model._step(given, training=False)
+    pick = sampling.targets(step.positive, 5, model._seed(1))
+    user = model._users_of(step, pick, tf.gather_nd(step.query, pick))
+    shared = tf.constant([4, 0, 2])
+    scores = model._scores(step, user, tf.tile(shared[None], [5, 1]), shared)
+    np.testing.assert_allclose(scores[:, :3], scores[:, 3:], atol=1e-5)
+    items = model.encode_items()
+    rows = tf.gather(step.items, tf.tile(shared[None], [5, 1]))
+    served = model._score(user, tf.gather(items.tokens, rows), tf.gather(items.mask, rows))
+    np.testing.assert_allclose(scores[:, :3], served, atol=1e-5)
+
+
+def test_the_article_s_mode_is_trained_and_served_alike():
+    settings = {**SETTINGS, "scorer": {"mode": "article"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "SETTINGS", settings)
+        model = build()
+    loss = model._ranking(model._step(batch([0, 1, 2]), training=True))
+    assert 0 < loss < 100
+
+
+@pytest.mark.parametrize("order", ["listwise", "pairwise", "pointwise"])
+def test_the_order_and_its_smoothing_are_those_of_the_settings(order):
+    found = []
+    for smoothing in (0.0, 0.4):
+        model = build(order=order, label_smoothing=smoothing, ranking=2.0)
+        step = model._step(batch([0, 1, 2]), training=False)
+        seen = []
+        by_name = model.order
+        model.order = lambda *args, by=by_name, seen=seen: seen.append(args) or by(*args)
+        loss = model._ranking(step)
+        ((scores, real, got),) = seen
+        assert got == smoothing
+        losses = getattr(recommender.tasks, order)(scores, real, smoothing)
+        weight = step.positive.numpy()
+        weight = weight[weight > 0]
+        pick = sampling.targets(step.positive, 100, model._seed(1))
+        weight = tf.gather_nd(step.positive, pick)
+        want = 2 * tf.reduce_sum(losses * weight) / tf.reduce_sum(weight)
+        np.testing.assert_allclose(loss, want, rtol=1e-5)
+        found.append(float(loss))
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+
+
+def test_distillation_moves_the_towers_towards_what_is_served():
+    """Its teacher is the retrieval's logit and the scorer's, of each candidate."""
+    given, found = batch([0, 1, 2, 3]), {}
+    for weight in (0.0, 3.0):
+        model = build(distillation=weight, easy_negatives=4)
+        with tf.GradientTape() as tape:
+            loss = model._ranking(model._step(given, training=False))
+        gradient = tape.gradient(loss, model.user_tower.anyone)
+        found[weight] = float(loss), gradient
+    assert found[0.0][1] is None
+    assert np.abs(found[3.0][1]).max() > 1e-6
+    assert found[3.0][0] > found[0.0][0]
+
+
 def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
     """A label that is no positive moves the feedback's loss alone, and is no candidate."""
     model, given = build(), batch(range(len(shop()[0])))
@@ -264,7 +338,7 @@ def test_the_feedback_is_of_all_labels_and_the_rest_of_positives():
     assert model._feedback(step) != model._feedback(moved)
 
 
-def test_the_ranking_moves_the_scorer_and_no_tower():
+def test_the_ranking_moves_its_own_weights_and_no_tower():
     model, given = build(), batch([0, 1, 2, 3])
     with tf.GradientTape() as tape:
         loss = model._ranking(model._step(given, training=False))
@@ -274,10 +348,10 @@ def test_the_ranking_moves_the_scorer_and_no_tower():
         for variable, gradient in zip(model.trainable_variables, found, strict=True)
         if gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 1e-7
     }
-    norms = [*model.item_tower.token_norm.weights, *model.user_tower.token_norm.weights]
-    own = {v.name for v in (*norms, *model.scorer.weights, model.prior)}
-    assert moved - own == {model.user_tower.recency.name}
-    assert len(moved & own) > 0.7 * len(own)
+    tower = model.item_tower
+    parts = (tower.candidate_id, tower.event_id, tower.token_norm, tower.event_norm)
+    parts += (model.user_tokens, model.scorer)
+    assert moved == {v.name for part in parts for v in part.trainable_variables}
 
 
 def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
@@ -289,12 +363,12 @@ def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
         tf.ones((2, 5), bool),
     )
     rank = lambda: model.rank(
-        user, *(tf.stack([value[:4]] * 2) for value in items[1:])
+        user, *(tf.stack([value[:4]] * 2) for value in items[2:])
     ).numpy()
     whole = rank()
     model.share.assign(0.0)
     cosine = rank()
-    scale = model.prior * tf.exp(model.retrieval.log_scale)
+    scale = tf.exp(model.retrieval.log_scale)
     want = scale * tf.matmul(items.pooled[:2], items.pooled[:4], transpose_b=True)
     np.testing.assert_allclose(cosine, want, atol=1e-5)
     model.share.assign(0.5)

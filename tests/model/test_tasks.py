@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
+from scipy import special, stats
 
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import tasks
@@ -154,28 +155,68 @@ def test_the_temperature_is_trained_and_starts_as_asked():
     assert len(layer.trainable_variables) == 1
 
 
+def by_hand(name, row, real, smoothing):
+    """A loss of one target in float64, one candidate at a time."""
+    others = [value for value, there in zip(row[1:], real[1:], strict=True) if there]
+    cross = lambda logit, label: np.logaddexp(0, logit) - label * logit
+    soft = lambda label: label * (1 - smoothing) + smoothing / 2
+    if name == "listwise":
+        chance = lambda value: value - np.logaddexp.reduce([row[0], *others])
+        spread = np.mean([chance(value) for value in [row[0], *others]])
+        return -(1 - smoothing) * chance(row[0]) - smoothing * spread
+    if name == "pairwise":
+        losses = [cross(row[0] - value, soft(1)) for value in others]
+        return np.mean(losses) if losses else 0.0
+    losses = [cross(value, soft(0)) for value in others]
+    return (cross(row[0], soft(1)) + (np.mean(losses) if losses else 0.0)) / 2
+
+
+ORDERS = ("listwise", "pairwise", "pointwise")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("scale", [1.0, 500.0])
-def test_listwise_matches_numpy(scale):
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_matches_numpy(name, scale, smoothing):
     draw = np.random.default_rng(4)
     scores = (scale * draw.normal(size=(5, 7))).astype(np.float32)
     mask = draw.random((5, 7)) < 0.6
     mask[:, 0], mask[4, 1:] = True, False
-    found = tasks.listwise(tf.constant(scores), tf.constant(mask)).numpy()
+    found = getattr(tasks, name)(tf.constant(scores), tf.constant(mask), smoothing).numpy()
     for row, real, got in zip(scores.astype(np.float64), mask, found, strict=True):
-        high = row[real].max()
-        want = high + np.log(np.exp(row[real] - high).sum()) - row[0]
+        want = by_hand(name, row, real, smoothing)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-    assert found[4] == 0
 
 
-def test_what_is_masked_has_no_gradient():
+@pytest.mark.parametrize("name", ORDERS)
+def test_what_is_masked_has_no_gradient(name):
     scores = tf.constant([[0.5, 9.0, -1.0]])
     with tf.GradientTape() as tape:
         tape.watch(scores)
-        total = tasks.listwise(scores, tf.constant([[True, False, True]]))
+        total = getattr(tasks, name)(scores, tf.constant([[True, False, True]]))
     gradient = tape.gradient(total, scores).numpy()[0]
     assert gradient[1] == 0
     assert gradient[0] < 0 < gradient[2]
+
+
+def test_distillation_is_a_divergence_that_moves_the_student_alone():
+    draw = np.random.default_rng(5)
+    student, teacher = (draw.normal(size=(3, 6)).astype(np.float32) for _ in range(2))
+    mask = draw.random((3, 6)) < 0.7
+    mask[:, 0] = True
+    pair = tf.constant(student), tf.constant(teacher)
+    with tf.GradientTape() as tape:
+        tape.watch(pair)
+        found = tasks.distilled(*pair, tf.constant(mask))
+    moved, still = tape.gradient(found, pair)
+    assert still is None
+    for row in range(3):
+        p, q = (
+            special.softmax(v[row][mask[row]].astype(float)) for v in (teacher, student)
+        )
+        np.testing.assert_allclose(found[row], stats.entropy(p, q), rtol=1e-4)
+        np.testing.assert_allclose(moved[row].numpy()[mask[row]], q - p, atol=1e-6)
+        assert not moved[row].numpy()[~mask[row]].any()
 
 
 def test_feedback_gives_a_logit_a_label_and_reads_all_three():

@@ -187,3 +187,31 @@ def test_wrong_calls_are_named(tmp_path, folder):
         WordPiece(folder)(["a"], 2)
     with pytest.raises(ValueError, match=r"vocab.txt not found"):
         WordPiece(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Dramas, (1995)!", ["dramas", "1995"]),
+        ("dr. a", ["dr", "a"]),
+        # A word of which one piece is a letter is a word.
+        ("°a a°", ["°a", "a°"]),
+        ("zz a", ["[UNK]", "a"]),
+        ("?!", ["?", "!"]),
+        ("", []),
+        ("  ", []),
+    ],
+)
+def test_words_are_pieces_joined_without_frame_and_punctuation(tmp_path, text, words):
+    pieces = ["dr", "##ama", "##s", "19", "##95", "a", "##a", "°", "##°", *",().!?"]
+    tokenizer = WordPiece(write_folder(tmp_path, pieces))
+    other = "dr dr dr dr"
+    ids = tokenizer(tf.constant([text, other]), 11)[0].numpy()
+    place, names = tokenizer.words(ids)
+    assert [name for name in names[0] if name] == words
+    assert names[1].tolist() == ["dr"] * 4
+    for number, word in enumerate(words):
+        found = [tokenizer.vocabulary[i] for i in ids[0][place[0] == number]]
+        assert "".join(piece.removeprefix("##") for piece in found) == word
+    assert (place[ids == tokenizer.pad_id] == -1).all()
+    assert place[1].tolist() == [-1, 0, 1, 2, 3] + [-1] * 6

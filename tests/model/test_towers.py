@@ -9,8 +9,10 @@ from tfrec_attn.model.towers import (
     GAPS,
     FeatureTokens,
     ItemTower,
+    UserTokens,
     UserTower,
     gap,
+    latest,
     masked_mean,
 )
 
@@ -87,20 +89,61 @@ def test_masked_mean_of_nothing_is_zero_whatever_stands_there():
     np.testing.assert_array_equal(masked_mean(tokens, mask), [[3, 1], [0, 0]])
 
 
-def test_an_item_is_its_vector_and_its_tokens():
-    tower = ItemTower(columns())
-    tokens, mask = tower(features())
+def item_tower():
+    own = {
+        "candidate": encoders.CategoryTokens(5, DIM),
+        "event": encoders.CategoryTokens(5, DIM),
+    }
+    tower = ItemTower(columns(), **own)
+    tower(features())
+    tower.event(tower.vector(features()), features()["id"])
+    return shaken(tower)
+
+
+def test_an_item_is_its_vector_its_own_id_and_its_tokens():
+    tower, given = item_tower(), features()
+    tokens, mask = tower(given)
     assert tokens.shape == (4, 1 + 7, DIM)
     assert mask[:, 0].numpy().all()
-    np.testing.assert_array_equal(mask[:, 1:], tower.features(features())[1])
+    plain, there = tower.features(given)
+    np.testing.assert_array_equal(mask[:, 1:], there)
+    own, _ = tower.candidate_id(given["id"][:, None])
+    want = tf.concat([tower.vector(given)[:, None], own, plain[:, 1:]], 1)
+    np.testing.assert_allclose(tokens, tower.token_norm(want), atol=1e-6)
+
+
+def test_an_item_of_which_nothing_is_known_has_no_direction():
+    tower = ItemTower(columns(), candidate=None, event=None)
     pooled = tower.pool(tower.vector(features())).numpy()
-    # An item of which nothing is known has no direction, and is finite.
     np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), [1, 1, 1, 0], atol=1e-5)
 
 
+def test_an_event_is_the_items_vector_and_an_id_of_its_own():
+    tower, given = item_tower(), features()
+    vector = tower.vector(given)
+    own = tower.event_id.table.numpy()[given["id"].numpy()]
+    own[given["id"].numpy() == 0] = 0
+    want = tower.event_norm(vector) + own
+    np.testing.assert_allclose(tower.event(vector, given["id"]), want, atol=1e-6)
+
+
+def test_the_ranking_reads_what_the_retrieval_learned_and_does_not_move_it():
+    tower, given = item_tower(), features()
+    with tf.GradientTape() as tape:
+        events = tower.event(tower.vector(given), given["id"])
+        total = tf.reduce_sum(tower(given)[0] ** 3) + tf.reduce_sum(events**3)
+    found = tape.gradient(total, tower.trainable_variables)
+    moved = {
+        v.ref()
+        for v, g in zip(tower.trainable_variables, found, strict=True)
+        if g is not None
+    }
+    layers = (tower.candidate_id, tower.event_id, tower.token_norm, tower.event_norm)
+    assert moved == {v.ref() for layer in layers for v in layer.trainable_variables}
+
+
 def test_what_stands_at_padding_changes_no_item():
-    tower, plain = ItemTower(columns()), features()
-    tower(plain)
+    tower, plain = item_tower(), features()
     noisy = {**plain, "text": tf.where(plain["text_mask"][..., None], plain["text"], 1e3)}
     np.testing.assert_array_equal(tower.vector(noisy), tower.vector(plain))
     for (got, mask), (want, _) in [(tower(noisy), tower(plain))]:
@@ -110,7 +153,7 @@ def test_what_stands_at_padding_changes_no_item():
 def user_tower(profile=True, **changes):
     settings = {"dim": DIM, "heads": 2, "blocks": 1, "length": LENGTH} | changes
     tower = UserTower(columns() if profile else {}, **settings)
-    _known(tower, history(1), [[0]])
+    query(tower, history(1), [[0]])
     return shaken(tower)
 
 
@@ -140,16 +183,8 @@ def _call(tower, past):
     return tower({"profile": profile, **{k: tf.constant(v) for k, v in past.items()}})
 
 
-def _known(tower, past, seen, bucket=3):
-    """Query, tokens and mask as of some moments, and P."""
-    tokens, mask, prefix = _call(tower, past)
-    seen = tf.constant(seen)
-    found = tower.query(tokens, prefix, seen, tf.fill(tf.shape(seen), bucket))
-    return found, *tower.known(tokens, mask, prefix, seen, found), int(prefix)
-
-
 def query(tower, past, seen, bucket=3):
-    tokens, _, prefix = _call(tower, past)
+    tokens, prefix = _call(tower, past)
     seen = tf.constant(seen)
     return tower.query(tokens, prefix, seen, tf.fill(tf.shape(seen), bucket)).numpy()
 
@@ -157,14 +192,11 @@ def query(tower, past, seen, bucket=3):
 @pytest.mark.parametrize("profile", [True, False])
 @pytest.mark.parametrize("width", [0, 1, 4])
 def test_a_user_without_events_has_a_unit_vector(profile, width):
-    tower = user_tower(profile)
-    found, known, real, prefix = _known(tower, history(0, rows=2, pad=width), [[0], [0]])
-    assert prefix == (8 if profile else 1)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
-    assert np.isfinite(known).all()
-    assert not real[:, :, prefix + 1 :].numpy().any()
-    # The learned token and the query are always real.
-    assert real[:, 0, prefix - 1 : prefix + 1].numpy().all()
+    tower, past = user_tower(profile), history(0, rows=2, pad=width)
+    assert _call(tower, past)[1] == (8 if profile else 1)
+    np.testing.assert_allclose(
+        np.linalg.norm(query(tower, past, [[0], [0]]), axis=-1), 1, rtol=1e-5
+    )
 
 
 def test_profiles_tell_users_apart_and_users_without_one_are_alike():
@@ -209,36 +241,63 @@ def test_what_is_served_is_the_query_of_the_training_window(seen):
     np.testing.assert_allclose(served, trained, atol=1e-5)
 
 
-@pytest.mark.parametrize("seen", range(8))
-def test_known_is_the_profile_the_query_and_the_last_events(seen):
-    tower = user_tower()
-    past = history(7, pad=2)
-    tokens, mask, _ = _call(tower, past)
-    found, known, real, p = _known(tower, past, [[seen]])
-    assert known.shape == (1, 1, p + 1 + LENGTH, DIM)
-    last = min(seen, LENGTH)
-    events = tokens[0, p + seen - last : p + seen] + tower.recency[LENGTH - last :]
-    want = tower.token_norm(tf.concat([tokens[0, :p], found[0], events], 0)[None, None])[
-        0, 0
-    ]
-    kept = np.r_[np.ones(p + 1, bool), np.arange(LENGTH) >= LENGTH - last]
-    np.testing.assert_allclose(known[0, 0][kept], want, atol=1e-6)
-    np.testing.assert_array_equal(real[0, 0, :p], mask[0, :p])
-    np.testing.assert_array_equal(real[0, 0, p:], kept[p:])
+@pytest.mark.parametrize("seen", range(5))
+def test_the_latest_stand_at_the_end(seen):
+    """Of two rows of which the first has one more."""
+    values = np.array([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    found, there = latest(tf.constant(values), tf.constant([seen + 1, seen]), LENGTH)
+    for row, count in enumerate((seen + 1, seen)):
+        want = values[row, max(0, count - LENGTH) : count].tolist()
+        missing = LENGTH - len(want)
+        assert found[row].numpy().tolist() == [0] * missing + want
+        assert there[row].numpy().tolist() == [False] * missing + [True] * len(want)
 
 
-def test_known_leaves_out_masked_events():
-    tower, past = user_tower(), history(3)
-    past["mask"][0, 1] = False
-    _, _, real, p = _known(tower, past, [[3]])
-    assert real[0, 0, p:].numpy().tolist() == [True, True, False, True]
+def test_the_latest_of_nothing_is_nothing():
+    found, there = latest(tf.zeros((2, 0, 4)), tf.constant([0, 0]), LENGTH)
+    assert found.shape == (2, LENGTH, 4)
+    assert not there.numpy().any()
 
 
-def test_the_ranking_is_told_how_far_back_an_event_is():
-    """Of two moments of one history the same event's tokens differ."""
-    _, known, _, p = _known(user_tower(), history(5), [[4, 5]])
-    at = lambda moment, event: known[0, moment, p + 1 + event].numpy()
-    assert np.abs(at(0, 2) - at(1, 1)).max() > 1e-3
+def user_tokens(**changes):
+    layer = UserTokens(**{"dim": DIM, "length": LENGTH} | changes)
+    layer(moment())
+    return shaken(layer)
+
+
+def moment(**changes):
+    """Two users of one column, of two and of three events."""
+    draw = np.random.default_rng(11)
+    made = {
+        "profile": draw.normal(size=(2, 1, DIM)).astype(np.float32),
+        "profile_mask": np.array([[True], [False]]),
+        "events": draw.normal(size=(2, LENGTH, DIM)).astype(np.float32),
+        "mask": np.array([[False, True, True], [True, True, True]]),
+        "feedback": np.array([[0, 2, 1], [4, 3, 0]], np.int32),
+        "time": np.array([[0, 1, 2], [1, 2, 0]], np.int64) * DAY,
+        "now": np.array([3, 5], np.int64) * DAY,
+    }
+    return {name: tf.constant(value) for name, value in (made | changes).items()}
+
+
+def test_the_ranking_sees_profile_a_token_of_all_and_events_as_they_were():
+    layer, given = user_tokens(), moment()
+    tokens, mask = layer(given)
+    assert mask.numpy().astype(int).tolist() == [[1, 1, 0, 1, 1], [0, 1, 1, 1, 1]]
+    np.testing.assert_array_equal(tokens[:, :1], given["profile"])
+    np.testing.assert_allclose(tokens[:, 1], np.tile(layer.anyone, (2, 1)))
+    gaps, labels = layer.gap.get_weights()[0], layer.feedback.get_weights()[0]
+    for user, place in np.ndindex(2, LENGTH):
+        passed = gap(given["time"][user, place], given["now"][user]).numpy()
+        want = given["events"][user, place] + layer.recency[place]
+        want += labels[given["feedback"][user, place]] + gaps[passed]
+        np.testing.assert_allclose(tokens[user, 2 + place], want, atol=1e-6)
+
+
+def test_without_time_the_ranking_reads_none():
+    layer = user_tokens(time=False)
+    other = moment(time=np.full((2, LENGTH), 4 * DAY), now=np.array([9, 0]) * DAY)
+    np.testing.assert_array_equal(layer(moment())[0], layer(other)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Towers, scorer and losses in one `tfrs.Model`, and `build`, which reads the config.
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
-step, U items of a step, K negatives, C candidates, n user tokens, m item tokens, d width.
+step, U items of a step, K negatives, C candidates, L events that the ranking sees, n user
+tokens, m item tokens, d width.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from tfrec_attn.config import Config
 from tfrec_attn.keras_binding import require_legacy_keras
 from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
-from tfrec_attn.model import encoders, sampling, tasks
-from tfrec_attn.model.towers import ItemTower, UserTower, gap
+from tfrec_attn.model import encoders, sampling, scoring, tasks
+from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, gap, latest
 
 require_legacy_keras()
 
@@ -47,11 +48,13 @@ class ItemMatrices(NamedTuple):
 
     Attributes:
       vector: `[I, d]`, an item in a history.
+      event: `[I, d]`, an item in the history that the ranking sees.
       pooled: `[I, d]` unit vectors, for the retrieval.
       tokens, mask: `[I, m, d]` and `[I, m]`, for the ranking.
     """
 
     vector: tf.Tensor
+    event: tf.Tensor
     pooled: tf.Tensor
     tokens: tf.Tensor
     mask: tf.Tensor
@@ -77,8 +80,8 @@ class Step(NamedTuple):
       batch: See `data.batches.gather`.
       items: `[U]` rows of all items of the step, each once.
       at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
-      pooled: `[U, d]` unit vectors.
-      tokens, mask, prefix: See `towers.UserTower.call`; no gradient flows through.
+      event, pooled: `[U, d]`, of these items; see `ItemMatrices`.
+      profile: Tokens and mask of the users' columns.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
       positive: `[B, T]` weight of the targets that are positive; 0 elsewhere.
@@ -88,10 +91,9 @@ class Step(NamedTuple):
     batch: Mapping[str, tf.Tensor]
     items: tf.Tensor
     at: Mapping[str, tf.Tensor]
+    event: tf.Tensor
     pooled: tf.Tensor
-    tokens: tf.Tensor
-    mask: tf.Tensor
-    prefix: tf.Tensor
+    profile: tuple[tf.Tensor, tf.Tensor]
     query: tf.Tensor
     taken: tf.Tensor
     positive: tf.Tensor
@@ -102,7 +104,7 @@ class Recommender(tfrs.Model):
     """Two towers, trained for retrieval and for ranking what the retrieval finds.
 
     Args:
-      item_tower, user_tower: See `towers`.
+      item_tower, user_tower, user_tokens: See `towers`.
       scorer: `[B, C]` logits from user and candidate tokens.
       retrieval: The loss over pooled vectors.
       items, users: Features by row.
@@ -120,6 +122,7 @@ class Recommender(tfrs.Model):
         *,
         item_tower: ItemTower,
         user_tower: UserTower,
+        user_tokens: UserTokens,
         scorer,
         retrieval: tasks.Retrieval,
         items: Features,
@@ -133,6 +136,7 @@ class Recommender(tfrs.Model):
     ):
         super().__init__()
         self.item_tower, self.user_tower = item_tower, user_tower
+        self.user_tokens = user_tokens
         self.scorer, self.retrieval = scorer, retrieval
         self.feedback = tasks.Feedback()
         self.items, self.users = items, users
@@ -141,16 +145,14 @@ class Recommender(tfrs.Model):
         self.known_items = tf.constant(np.flatnonzero(frequency), tf.int32)
         self.positives_of = positives_of
         self.settings = settings
+        self.order = getattr(tasks, settings.order)
         self.shortlist = max(shortlist, settings.hard_negatives)
         self.positives, self.seed = tf.constant(positives), seed
-        self.prior = self.add_weight(
-            "prior", (), initializer=tf_keras.initializers.Constant(1.0)
-        )
         # How much of the score counts; `fit.settle` chooses it on the validation fold.
         self.share = self.add_weight("share", (), initializer="ones", trainable=False)
         self.meters = {
             name: tf_keras.metrics.Mean(name)
-            for name in ("loss", "retrieval", "ranking", "feedback")
+            for name in ("loss", "retrieval", "ranking", "feedback", "distillation")
         }
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
 
@@ -169,21 +171,26 @@ class Recommender(tfrs.Model):
     def _encode_rows(self, rows):
         features = self.items.rows(rows)
         vector = self.item_tower.vector(features)
-        return vector, self.item_tower.pool(vector), *self.item_tower(features)
+        return (
+            vector,
+            self.item_tower.event(vector, features["id"]),
+            self.item_tower.pool(vector),
+            *self.item_tower(features),
+        )
 
-    def encode_users(self, profile, vectors, batch) -> UserState:
+    def encode_users(self, profile, items, batch) -> UserState:
         """Users as of one moment each.
 
         Args:
           profile: Features of the profile's columns, `[B, ..]` each.
-          vectors: `[I, d]`, from `encode_items`.
+          items: `vector` and `event`, `[I, d]` each; see `ItemMatrices`.
           batch: `history` `[B, W]` rows, -1 pads; `history_feedback`; `history_time`;
             `seen` `[B]` events before the moment; `time` `[B]` ms, 0 where unknown.
         """
-        tokens, mask, prefix = self.user_tower(
+        tokens, prefix = self.user_tower(
             {
                 "profile": profile,
-                "events": tf.gather(vectors, tf.maximum(batch["history"], 0)),
+                "events": tf.gather(items.vector, tf.maximum(batch["history"], 0)),
                 "mask": batch["history"] >= 0,
                 "feedback": batch["history_feedback"],
                 "time": batch["history_time"],
@@ -191,12 +198,36 @@ class Recommender(tfrs.Model):
         )
         seen = batch["seen"][:, None]
         gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
-        query = self.user_tower.query(tokens, prefix, seen, gaps)
-        tokens, mask = self.user_tower.known(tokens, mask, prefix, seen, query)
-        return UserState(query[:, 0], tokens[:, 0], mask[:, 0])
+        query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
+        columns = self.user_tower.profile(profile, tf.shape(query)[0])
+        event = lambda rows: tf.gather(items.event, rows)
+        return UserState(query, *self._ranked(columns, event, batch))
 
-    def rank(self, user: UserState, pooled, tokens, mask, training=None):
-        """Ranking logits of candidates: a share of the scorer's, and one of the cosine.
+    def _ranked(self, profile, event, batch, training=None):
+        """What the ranking sees of users: tokens `[B, n, d]` and mask `[B, n]`.
+
+        Args:
+          profile: Tokens and mask of the profile's columns; no gradient flows there.
+          event: Gives `[B, L, d]` event vectors of `[B, L]` rows.
+          batch: As of `encode_users`.
+        """
+        last = lambda name: latest(batch[name], batch["seen"], self.user_tokens.length)
+        rows, there = last("history")
+        return self.user_tokens(
+            {
+                "profile": tf.stop_gradient(profile[0]),
+                "profile_mask": profile[1],
+                "events": event(tf.maximum(rows, 0)),
+                "mask": there & (rows >= 0),
+                "feedback": last("history_feedback")[0],
+                "time": last("history_time")[0],
+                "now": batch["time"],
+            },
+            training=training,
+        )
+
+    def rank(self, user: UserState, pooled, tokens, mask):
+        """What orders a shortlist: the retrieval's logit and a share of the scorer's.
 
         Args:
           user: B users.
@@ -206,24 +237,26 @@ class Recommender(tfrs.Model):
         Returns:
           `[B, C]` logits.
         """
-        score = self.scorer(
+        cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
+        score = self._score(user, tokens, mask)
+        return tf.exp(self.retrieval.log_scale) * cosine + self.share * score
+
+    def _score(self, user, tokens, mask, training=None):
+        """Logits of the scorer alone, of pairs `[B, C, m, d]` or of shared `[C, m, d]`."""
+        return self.scorer(
             {
                 "user": user.tokens,
-                "item": tokens,
                 "user_mask": user.mask,
+                "item": tokens,
                 "item_mask": mask,
             },
             training=training,
         )
-        cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
-        # The ranking learns how far to trust the retrieval.
-        scale = tf.stop_gradient(tf.exp(self.retrieval.log_scale))
-        return self.share * score + self.prior * scale * tf.stop_gradient(cosine)
 
     @tf.function(reduce_retracing=True)
-    def users_at(self, profile, vectors, batch):
+    def users_at(self, profile, items, batch):
         """`encode_users` as a graph."""
-        return self.encode_users(profile, vectors, batch)
+        return self.encode_users(profile, items, batch)
 
     @tf.function(reduce_retracing=True)
     def rank_at(self, user, pooled, tokens, mask):
@@ -241,16 +274,13 @@ class Recommender(tfrs.Model):
         }
         rows = tf.zeros(1, tf.int32)
         with self.distribute_strategy.scope():
-            features = self.items.rows(rows)
-            vector, (tokens, mask) = (
-                self.item_tower.vector(features),
-                self.item_tower(features),
-            )
-            pooled = self.item_tower.pool(vector)
             self.retrieval.build(None)
-            user = self.encode_users(self.users.rows(rows), vector, batch)
-            score = self.rank(user, pooled[None], tokens[None], mask[None])
-            self.feedback(user.query, pooled, score[:, 0])
+            made = self._encode_rows.python_function(rows)
+            items = ItemMatrices(*made)
+            user = self.encode_users(self.users.rows(rows), items, batch)
+            pooled, tokens, mask = (value[None] for value in items[2:])
+            score = self.rank(user, pooled, tokens, mask)
+            self.feedback(user.query, items.pooled, score[:, 0])
 
     # What is trained.
 
@@ -272,7 +302,7 @@ class Recommender(tfrs.Model):
         )
         total = settings.retrieval * self._mean("retrieval", losses, weight)
         if settings.ranking:
-            total += settings.ranking * self._ranking(step)
+            total += self._ranking(step)
         if settings.feedback:
             total += settings.feedback * self._feedback(step)
         return total
@@ -314,7 +344,7 @@ class Recommender(tfrs.Model):
             "feedback": batch["history_feedback"],
             "time": batch["history_time"],
         }
-        tokens, mask, prefix = self.user_tower(user, training=training)
+        tokens, prefix = self.user_tower(user, training=training)
         seen, time = batch["target_seen"], batch["target_time"]
         gaps = request_gap(batch["history_time"], seen, time)
         label = batch["target_feedback"]
@@ -323,12 +353,9 @@ class Recommender(tfrs.Model):
             batch=batch,
             items=items,
             at=at,
+            event=self.item_tower.event(vectors, features["id"], training=training),
+            profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], training),
             pooled=self.item_tower.pool(vectors),
-            # The ranking reads the towers' tokens and does not bend them: with a gradient
-            # the retrieval came out worse, and the ranking no better.
-            tokens=tf.stop_gradient(tokens),
-            mask=mask,
-            prefix=prefix,
             query=self.user_tower.query(tokens, prefix, seen, gaps),
             taken=sampling.taken(
                 self.positives_of, batch["user"], items, self.frequency.shape[0]
@@ -338,27 +365,48 @@ class Recommender(tfrs.Model):
         )
 
     def _ranking(self, step):
+        """The scorer alone has to find the target: it learns nothing that the retrieval
+        knows already where the retrieval's logit is part of the score, as on the targets
+        that trained it the retrieval is surer than it ever is again."""
         settings = self.settings
         pick = sampling.targets(step.positive, settings.ranked_targets, self._seed(1))
-        user, own = self._users_of(step, pick), lambda value: tf.gather(value, pick[:, 0])
-        list_, real, reached = sampling.shortlist(
-            user.query,
-            step.pooled,
+        target, own = (
             tf.gather_nd(step.at["target"], pick),
-            own(step.taken),
+            lambda x: tf.gather(x, pick[:, 0]),
+        )
+        query, taken = tf.gather_nd(step.query, pick), own(step.taken)
+        hard, real = sampling.shortlist(
+            query,
+            step.pooled,
+            target,
+            taken,
             size=self.shortlist,
             count=settings.hard_negatives,
             seed=self._seed(2),
         )
         if settings.rejected:
             past = own(step.batch["history"]), own(step.at["history"])
-            more, there = sampling.rejected(*past, own(step.taken), settings.rejected)
-            list_, real = tf.concat([list_, more], 1), tf.concat([real, there], 1)
-        losses = tasks.listwise(self._score(step, user, list_), real)
-        # A target that the retrieval does not bring to the scorer is nothing to rank; with
-        # it, the scorer would learn that the best cosines are the wrong ones.
-        handed = tf.gather_nd(step.positive, pick) * tf.cast(reached, tf.float32)
-        return self._mean("ranking", losses, handed)
+            more, there = sampling.rejected(*past, taken, settings.rejected)
+            hard, real = tf.concat([hard, more], 1), tf.concat([real, there], 1)
+        shared = step.at["negatives"][: settings.easy_negatives]
+        real = tf.concat([real, ~tf.gather(taken, shared, axis=1)], 1)
+        scores = self._scores(step, self._users_of(step, pick, query), hard, shared)
+        weight = tf.gather_nd(step.positive, pick)
+        losses = self.order(scores, real, settings.label_smoothing)
+        total = settings.ranking * self._mean("ranking", losses, weight)
+        if settings.distillation:
+            pooled = tf.gather(step.pooled, hard), tf.gather(step.pooled, shared)
+            cosine = tf.concat(
+                [
+                    tf.einsum("rd,rcd->rc", query, pooled[0]),
+                    tf.matmul(query, pooled[1], transpose_b=True),
+                ],
+                1,
+            )
+            logits = tf.exp(self.retrieval.log_scale) * cosine
+            losses = tasks.distilled(logits, logits + scores, real)
+            total += settings.distillation * self._mean("distillation", losses, weight)
+        return total
 
     def _feedback(self, step):
         """Targets of all labels, also of those that nothing is retrieved for."""
@@ -372,8 +420,8 @@ class Recommender(tfrs.Model):
                 step.batch["weight"],
             )
         )
-        user = self._users_of(step, pick)
-        score = self._score(step, user, target[:, None])[:, 0]
+        user = self._users_of(step, pick, tf.gather_nd(step.query, pick))
+        score = self._scores(step, user, target[:, None])[:, 0]
         logits = self.feedback(user.query, tf.gather(step.pooled, target), score)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         return self._mean("feedback", losses, weight)
@@ -382,34 +430,37 @@ class Recommender(tfrs.Model):
         """Of one of a step's draws."""
         return tf.stack([tf.cast(self.seed, tf.int64) + stream, self.steps])
 
-    def _users_of(self, step, pick) -> UserState:
+    def _users_of(self, step, pick, query) -> UserState:
         """The users as of some targets, `[R, 2]`."""
-        own = lambda value: tf.gather(value, pick[:, 0])
-        seen = tf.gather_nd(step.batch["target_seen"], pick)[:, None]
-        query = tf.gather_nd(step.query, pick)
-        tokens, mask = self.user_tower.known(
-            own(step.tokens),
-            own(step.mask),
-            step.prefix,
-            seen,
-            tf.stop_gradient(query)[:, None],
-        )
-        return UserState(query, tokens[:, 0], mask[:, 0])
+        batch, own = step.batch, lambda value: tf.gather(value, pick[:, 0])
+        names = ("history_feedback", "history_time")
+        # Places among the step's items instead of rows: each is encoded once.
+        place = tf.where(batch["history"] >= 0, step.at["history"], -1)
+        moment = {
+            "history": own(place),
+            "seen": tf.gather_nd(batch["target_seen"], pick),
+            "time": tf.gather_nd(batch["target_time"], pick),
+            **{name: own(batch[name]) for name in names},
+        }
+        profile = tuple(own(value) for value in step.profile)
+        event = lambda places: tf.gather(step.event, places)
+        return UserState(query, *self._ranked(profile, event, moment, step.training))
 
-    def _score(self, step, user, list_):
-        """Ranking logits of places among the step's items, `[R, C]`."""
-        unique, index = tf.unique(tf.reshape(list_, [-1]))
-        tokens, mask = self.item_tower(
-            self.items.rows(tf.gather(step.items, unique)), training=step.training
-        )
-        index = tf.reshape(index, tf.shape(list_))
-        return self.rank(
-            user,
-            tf.gather(step.pooled, list_),
-            tf.gather(tokens, index),
-            tf.gather(mask, index),
-            training=step.training,
-        )
+    def _scores(self, step, user, pairs, shared=None):
+        """The scorer's logits of places among the step's items: of each user's own `[R, C]`
+        and of what all users share `[S]`, `[R, C + S]`."""
+        parts = [tf.reshape(pairs, [-1])] + ([] if shared is None else [shared])
+        unique, index = tf.unique(tf.concat(parts, 0))
+        rows = self.items.rows(tf.gather(step.items, unique))
+        # Projected once, however many targets an item is a candidate of.
+        side = self.scorer.item_side(*self.item_tower(rows, training=step.training))
+        user = self.scorer.user_side(user.tokens, user.mask)
+        score = lambda at: self.scorer.compare(user, scoring.some(side, at), step.training)
+        count = tf.size(pairs)
+        scores = [score(tf.reshape(index[:count], tf.shape(pairs)))]
+        if shared is not None:
+            scores.append(score(index[None, count:]))
+        return tf.concat(scores, 1)
 
     def _mean(self, name, losses, weight):
         """This replica's share of the weighted mean over all replicas' targets."""
@@ -471,9 +522,20 @@ def build(
     )
     loss = config.loss
     return Recommender(
-        item_tower=ItemTower(item_encoders),
+        item_tower=ItemTower(
+            item_encoders,
+            candidate=encoders.CategoryTokens(len(frequency), dim, settings.id_dropout),
+            event=encoders.CategoryTokens(len(frequency), dim, settings.id_dropout),
+            dropout=drop,
+        ),
         user_tower=tower,
-        scorer=AttentionWeightedCosine(**config.scorer.model_dump(), scale=1.0),
+        user_tokens=UserTokens(
+            dim=dim,
+            length=min(settings.recent, config.examples.history),
+            dropout=drop,
+            time=settings.time,
+        ),
+        scorer=AttentionWeightedCosine(**config.scorer.model_dump()),
         retrieval=tasks.Retrieval(
             group=loss.group, logq=loss.logq, temperature=loss.temperature
         ),

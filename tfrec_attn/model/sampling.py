@@ -85,11 +85,9 @@ def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
       count: Of them, so many are drawn.
 
     Returns:
-      `[R, C]` places among the items, `[R, C]` bool, False where there was none, and `[R]`
-      bool, whether the target itself is among the `size` highest.
+      `[R, C]` places among the items, and `[R, C]` bool, False where there was none.
     """
     scores = tf.stop_gradient(tf.matmul(query, pooled, transpose_b=True))
-    own = tf.gather(scores, target, batch_dims=1)
     scores = tf.where(taken, LEFT_OUT, scores)
     size = tf.minimum(size, tf.shape(scores)[1])
     best, at = tf.math.top_k(scores, size)
@@ -98,8 +96,7 @@ def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
     _, drawn = tf.math.top_k(chance, tf.minimum(count, size))
     real = tf.gather(best, drawn, batch_dims=1) > LEFT_OUT
     places = tf.concat([target[:, None], tf.gather(at, drawn, batch_dims=1)], 1)
-    reached = own >= best[:, -1]
-    return places, tf.concat([tf.ones_like(real[:, :1]), real], 1), reached
+    return places, tf.concat([tf.ones_like(real[:, :1]), real], 1)
 
 
 def rejected(history, at, taken, count: int):

@@ -285,6 +285,23 @@ def _softmax_of_lengths(tokens, mask):
     return tokens, tf.sqrt(tf.maximum(sigma, _LEAST)), tf.ones_like(size)
 
 
+def some(side, at):
+    """The sides of some of the candidates that all users share.
+
+    Args:
+      side: Of `[1, C, m, d]` candidates: a `Side`, or tokens and mask.
+      at: `[B, K]` places among them, or `[1, K]` for all users.
+
+    Returns:
+      The same of `[B, K, m, d]` or `[1, K, m, d]` candidates.
+    """
+    if not isinstance(side, Side):
+        return tuple(tf.gather(part[0], at) for part in side)
+    heads_first = lambda part: tf.gather(part[0], at, axis=1)
+    swapped = lambda x: tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+    return Side(*(swapped(heads_first(part)) for part in side))
+
+
 def by_chunks(score: Callable[[Any], tf.Tensor], item: Any, axis: int, size: int):
     """`score(item)`, a few candidates at a time, so that memory is bounded by `size`.
 

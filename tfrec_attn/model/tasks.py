@@ -107,21 +107,60 @@ class Retrieval(tf_keras.layers.Layer):
         return expected / (count(real) + count(drawn))
 
 
-def listwise(scores, mask):
-    """Softmax cross-entropy of the first candidate against the others.
+# Ways to learn an order. Of each, `scores` are `[n, C]` logits of which candidate 0 is the
+# target, `mask` is `[n, C]`, True for real candidates, and the result `[n]` losses;
+# `smoothing` is the share of the truth that is taken from the target.
 
-    Args:
-      scores: `[n, C]` logits; candidate 0 is the target.
-      mask: `[n, C]` bool, True for real candidates.
 
-    Returns:
-      `[n]` losses.
+def listwise(scores, mask, smoothing: float = 0.0):
+    """Softmax cross-entropy of the target against the others; what is taken from it goes
+    to all real candidates alike.
 
     References:
       - Cao et al., 2007, ICML (ListNet), with one relevant candidate.
+      - Label smoothing: Szegedy et al., 2016, arXiv:1512.00567, section 7.
     """
-    scores = tf.where(mask, scores, -1e9)
-    return tf.reduce_logsumexp(scores, -1) - scores[:, 0]
+    wanted = (1 - smoothing) * scores[:, 0] + smoothing * _mean(scores, mask)
+    return tf.reduce_logsumexp(tf.where(mask, scores, -1e9), -1) - wanted
+
+
+def pairwise(scores, mask, smoothing: float = 0.0):
+    """The mean over the others of how likely each is to be put before the target.
+
+    References:
+      - Burges et al., 2005, ICML (RankNet); Rendle et al., 2009, UAI (BPR).
+    """
+    losses = _binary(scores[:, :1] - scores[:, 1:], 1.0, smoothing)
+    return _mean(losses, mask[:, 1:])
+
+
+def pointwise(scores, mask, smoothing: float = 0.0):
+    """The mean of two halves: of the target as a hit, and of the others as none."""
+    others = _mean(_binary(scores[:, 1:], 0.0, smoothing), mask[:, 1:])
+    return (_binary(scores[:, 0], 1.0, smoothing) + others) / 2
+
+
+def distilled(student, teacher, mask):
+    """How far one order is from another's: `KL(softmax(teacher) ‖ softmax(student))`, where
+    no gradient flows to the teacher.
+
+    References:
+      - Hinton et al., 2015, arXiv:1503.02531, at temperature 1.
+    """
+    log = lambda logits: tf.nn.log_softmax(tf.where(mask, logits, -1e9))
+    teacher = log(tf.stop_gradient(teacher))
+    return tf.reduce_sum(tf.exp(teacher) * (teacher - log(student)), -1)
+
+
+def _binary(logits, label: float, smoothing: float):
+    label = label * (1 - smoothing) + smoothing / 2
+    return tf.nn.sigmoid_cross_entropy_with_logits(tf.fill(tf.shape(logits), label), logits)
+
+
+def _mean(values, mask):
+    """Over the real ones; 0 where there is none."""
+    total = tf.reduce_sum(tf.where(mask, values, 0.0), -1)
+    return tf.math.divide_no_nan(total, tf.math.count_nonzero(mask, -1, dtype=tf.float32))
 
 
 class Feedback(tf_keras.layers.Layer):

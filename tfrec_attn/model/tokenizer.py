@@ -1,11 +1,12 @@
 """Text to BERT's WordPiece ids inside the graph: training and serving cannot differ.
 
-Letters: B texts, m token ids a text.
+Letters: B or N texts, m token ids a text, W words.
 """
 
 import json
 import pathlib
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -89,6 +90,40 @@ class WordPiece(tf.Module):
         ids = tf.pad(ids, [[0, 0], [0, 1]], constant_values=self.pad_id)
         end = tf.minimum(lengths, room)[:, None] + 1
         return tf.where(tf.range(max_length) == end, self._sep_id, ids), lengths > room
+
+    def words(self, ids):
+        """The words of texts: pieces joined, without the frame and punctuation.
+
+        A text of nothing but punctuation keeps it.
+
+        Args:
+          ids: `[N, m]` from a call, on the host.
+
+        Returns:
+          `[N, m]` int, which word of its text a piece belongs to, -1 for none; and `[N, W]`
+          strings, the words by place, empty behind the last.
+        """
+        texts = [self._words(row) for row in np.asarray(ids)]
+        place = np.full(np.shape(ids), -1)
+        names = np.full((len(texts), max(map(len, texts), default=0)), "", object)
+        for row, words in enumerate(texts):
+            for number, (name, pieces) in enumerate(words):
+                names[row, number] = name
+                place[row, pieces] = number
+        return place, names.astype(str)
+
+    def _words(self, ids):
+        """The words of one text: name and where its pieces are."""
+        words = []
+        for at, piece_id in enumerate(ids):
+            piece = self.vocabulary[piece_id]
+            if piece_id in (self.pad_id, self._cls_id, self._sep_id):
+                continue
+            if piece.startswith("##") and words:
+                words[-1] = (words[-1][0] + piece[2:], [*words[-1][1], at])
+            else:
+                words.append((piece, [at]))
+        return [w for w in words if any(map(str.isalnum, w[0]))] or words
 
     def _normalize(self, texts):
         """BERT's cleaning, accents and case, in the order of the checkpoint's training."""

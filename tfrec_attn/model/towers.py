@@ -66,15 +66,32 @@ def masked_mean(tokens, mask):
 class ItemTower(tf_keras.layers.Layer):
     """Items to token matrices and to pooled vectors.
 
+    The ranking has ids of its own, one table for candidates and one for the events of a
+    history: what follows what is another thing than what is like what. Of all else it reads
+    what the retrieval learned; no gradient flows there.
+
     Args:
-      encoders: See `FeatureTokens`.
+      encoders: See `FeatureTokens`; that of `id` first.
+      candidate, event: The ranking's encoders of `id`.
+      dropout: On the ranking's tokens.
     """
 
-    def __init__(self, encoders: Mapping[str, tf_keras.layers.Layer], **kwargs):
+    def __init__(
+        self,
+        encoders: Mapping[str, tf_keras.layers.Layer],
+        *,
+        candidate: tf_keras.layers.Layer,
+        event: tf_keras.layers.Layer,
+        dropout: float = 0.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.features = FeatureTokens(encoders)
+        self.candidate_id, self.event_id = candidate, event
         self.pool_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
         self.token_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+        self.event_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
+        self.dropout = tf_keras.layers.Dropout(dropout)
 
     def vector(self, features, training=None):
         """`[R, d]`: what stands for an item in a user's history."""
@@ -84,17 +101,26 @@ class ItemTower(tf_keras.layers.Layer):
         """`[R, d]` vectors to `[R, d]` unit vectors, for the retrieval's cosine."""
         return tf.math.l2_normalize(self.pool_norm(vector), -1)
 
+    def event(self, vector, ids, training=None):
+        """`[R, d]`: what stands for an item in the history that the ranking sees."""
+        own, known = self.event_id(ids[:, None], training=training)
+        own = tf.where(known[..., None], own, tf.zeros_like(own))[:, 0]
+        return self.event_norm(tf.stop_gradient(vector)) + own
+
     def call(self, features, training=None):
-        """Returns tokens `[R, 1 + t, d]`, the item's vector first, and their mask; no
-        gradient flows to the encoders."""
+        """Tokens `[R, 1 + t, d]` of candidates, the item's vector first, and their mask."""
+        vector = self.vector(features, training=training)[:, None]
+        own, known = self.candidate_id(features["id"][:, None], training=training)
         tokens, mask = self.features(features, training=training)
-        first = self.vector(features, training=training)[:, None]
-        tokens = tf.stop_gradient(tf.concat([first, tokens], 1))
-        return self.token_norm(tokens), tf.concat([tf.ones_like(mask[:, :1]), mask], 1)
+        shared = tf.concat([vector, tokens[:, 1:]], 1)
+        vector, rest = tf.split(tf.stop_gradient(shared), [1, -1], axis=1)
+        tokens = self.token_norm(tf.concat([vector, own, rest], 1))
+        mask = tf.concat([tf.ones_like(known), known, mask[:, 1:]], 1)
+        return self.dropout(tokens, training=training), mask
 
 
 class UserTower(tf_keras.layers.Layer):
-    """Profile and history to tokens, each of which knows only what was before it.
+    """Profile and history to pooled vectors, each of which knows only what was before it.
 
     The profile stands before the history: P tokens, the last of them learned and always
     real, so that a user of whom nothing is known has a vector too. Causal self-attention
@@ -136,14 +162,10 @@ class UserTower(tf_keras.layers.Layer):
         self.blocks = [CausalBlock(dim, heads, length, dropout) for _ in range(blocks)]
         self.dropout = tf_keras.layers.Dropout(dropout)
         self.norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
-        self.token_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
         self.dim = dim
 
     def build(self, input_shape):
         self.anyone = self.add_weight("anyone", (self.dim,), initializer=_normal(self.dim))
-        self.recency = self.add_weight(
-            "recency", (self.length, self.dim), initializer="zeros"
-        )
         super().build(input_shape)
 
     def call(self, inputs, training=None):
@@ -155,28 +177,33 @@ class UserTower(tf_keras.layers.Layer):
             `time` `[B, W]` ms, 0 where unknown.
 
         Returns:
-          Tokens `[B, P + W, d]`, mask `[B, P + W]` and P.
+          Tokens `[B, P + W, d]` and P.
         """
         events = inputs["events"] + self.feedback(inputs["feedback"])
         if self.time:
             time = inputs["time"]
             earlier = tf.pad(time[:, :-1], [[0, 0], [1, 0]])
             events += self.event_gap(gap(earlier, time))
-        profile, real = self._profile(inputs["profile"], tf.shape(events)[0], training)
+        profile, real = self._prefix(inputs["profile"], tf.shape(events)[0], training)
         prefix = tf.shape(profile)[1]
         tokens = self.dropout(tf.concat([profile, events], 1), training=training)
         mask = tf.concat([real, inputs["mask"]], 1)
         for block in self.blocks:
             tokens = block((tokens, mask, prefix), training=training)
-        return tokens, mask, prefix
+        return tokens, prefix
 
-    def _profile(self, features, batch, training):
-        anyone = tf.broadcast_to(self.anyone, (batch, 1, self.dim))
-        real = tf.ones((batch, 1), bool)
+    def profile(self, features, batch, training=None):
+        """The columns of B profiles: tokens `[B, P - 1, d]` and mask `[B, P - 1]`."""
         if self.features is None:
-            return anyone, real
-        tokens, mask = self.features(features, training=training)
-        anyone += self.features.summary(features, training=training)[:, None]
+            return tf.zeros((batch, 0, self.dim)), tf.zeros((batch, 0), tf.bool)
+        return self.features(features, training=training)
+
+    def _prefix(self, features, batch, training):
+        tokens, mask = self.profile(features, batch, training)
+        anyone = tf.broadcast_to(self.anyone, (batch, 1, self.dim))
+        if self.features is not None:
+            anyone += self.features.summary(features, training=training)[:, None]
+        real = tf.ones((batch, 1), bool)
         return tf.concat([tokens, anyone], 1), tf.concat([mask, real], 1)
 
     def query(self, tokens, prefix, seen, gaps):
@@ -196,27 +223,75 @@ class UserTower(tf_keras.layers.Layer):
             state += self.request_gap(gaps)
         return tf.math.l2_normalize(self.norm(state), -1)
 
-    def known(self, tokens, mask, prefix, seen, query):
-        """The token matrices as of some moments: the profile, the query, the last events,
-        each of which is told how many came after it.
+
+class UserTokens(tf_keras.layers.Layer):
+    """What the ranking sees of users: their profile, a token of its own, the last events.
+
+    The events are as they happened, not as the user tower has mixed them: each item token
+    of a candidate can look for the event that it follows.
+
+    Args:
+      dim: d.
+      length: L, the last events that are seen.
+      dropout: On all tokens.
+      time: Whether the time from each event to the request is a feature.
+    """
+
+    def __init__(
+        self, *, dim: int, length: int, dropout: float = 0.0, time: bool = True, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.dim, self.length, self.time = dim, length, time
+        zeros = {"embeddings_initializer": "zeros"}
+        self.feedback = tf_keras.layers.Embedding(len(LABELS), dim, **zeros)
+        self.gap = tf_keras.layers.Embedding(GAPS, dim, **zeros)
+        self.dropout = tf_keras.layers.Dropout(dropout)
+
+    def build(self, input_shape):
+        self.anyone = self.add_weight("anyone", (self.dim,), initializer=_normal(self.dim))
+        self.recency = self.add_weight(
+            "recency", (self.length, self.dim), initializer="zeros"
+        )
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        """The token matrices, each as of one moment.
 
         Args:
-          tokens, mask, prefix: From `call`.
-          seen: `[B, T]` events of the window before the moment.
-          query: `[B, T, d]` from `query`.
+          inputs: `profile` `[B, P, d]` and `profile_mask` `[B, P]`; `events` `[B, L, d]`,
+            the latest last, with their `mask`, `feedback` and `time` `[B, L]`; `now` `[B]`
+            ms, 0 where unknown.
 
         Returns:
-          `[B, T, P + 1 + length, d]` tokens and `[B, T, P + 1 + length]` mask.
+          `[B, P + 1 + L, d]` tokens and `[B, P + 1 + L]` mask.
         """
-        back = seen[..., None] + tf.range(-self.length, 0)
-        at = tf.minimum(prefix + tf.maximum(back, 0), tf.shape(tokens)[1] - 1)
-        events = tf.gather(tokens, at, batch_dims=1) + self.recency
-        real = tf.gather(mask, at, batch_dims=1) & (back >= 0)
-        moments = tf.shape(seen)[1]
-        profile = tf.repeat(tokens[:, None, :prefix], moments, axis=1)
-        there = tf.repeat(mask[:, None, :prefix], moments, axis=1)
-        tokens = self.token_norm(tf.concat([profile, query[:, :, None], events], 2))
-        return tokens, tf.concat([there, tf.ones_like(real[..., :1]), real], 2)
+        events = inputs["events"] + self.recency + self.feedback(inputs["feedback"])
+        if self.time:
+            events += self.gap(gap(inputs["time"], inputs["now"][:, None]))
+        mask, profile = inputs["mask"], inputs["profile"]
+        anyone = tf.broadcast_to(self.anyone, (tf.shape(mask)[0], 1, self.dim))
+        tokens = tf.concat([profile, anyone, events], 1)
+        real = tf.ones_like(anyone[..., 0], tf.bool)
+        mask = tf.concat([inputs["profile_mask"], real, mask], 1)
+        return self.dropout(tokens, training=training), mask
+
+
+def latest(values, seen, count: int):
+    """The last values of each row before a place.
+
+    Args:
+      values: `[B, W, ..]`.
+      seen: `[B]` values before the place, at most W.
+      count: L.
+
+    Returns:
+      `[B, L, ..]`, the latest last, zeros where there are fewer, and `[B, L]` bool, False
+      there.
+    """
+    values = tf.convert_to_tensor(values)
+    front = [[0, 0], [count, 0]] + [[0, 0]] * (values.shape.rank - 2)
+    at = seen[:, None] + tf.range(count)
+    return tf.gather(tf.pad(values, front), at, batch_dims=1), at >= count
 
 
 def gap(earlier, later):

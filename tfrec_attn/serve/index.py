@@ -28,6 +28,7 @@ class Index(tf.Module):
         self.weights = list(model.variables)
         self._model = lambda: model
         self.vector = store(matrices.vector, "item_vector")
+        self.event = store(matrices.event, "item_event")
         self.pooled = store(matrices.pooled, "item_pooled")
         self.tokens = store(tf.cast(matrices.tokens, tokens), "item_tokens")
         self.mask = store(matrices.mask, "item_mask")

@@ -68,7 +68,7 @@ def trained(model, prepared, *, k: int = 10, rows=None, batch_size: int = 256) -
         events = [np.flatnonzero(past.user == user) for user in users]
         state = model.users_at(
             model.users.rows(users.astype(np.int32)),
-            matrices.vector,
+            matrices,
             _batch(past, events, prepared.config.examples.history),
         )
         scores = tf.matmul(state.query, matrices.pooled, transpose_b=True).numpy()

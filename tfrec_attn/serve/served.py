@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from tfrec_attn.model.towers import latest, masked_mean
 from tfrec_attn.serve.history import Histories
 from tfrec_attn.serve.index import Index
 from tfrec_attn.serve.lookup import Columns, Lookup, nothing, prefer
@@ -20,6 +21,7 @@ class Served(tf.Module):
     Args:
       index: Over all items.
       items, users: Catalogs: ids, texts, columns and features by row.
+      words: `[I, W]` the words that the text tokens of an item stand for.
       user_features: Arrays by row of `users`, texts encoded.
       history: Of each user the events known at the export: `row_lengths` `[users]` and flat
         `item`, `feedback`, `time`, oldest first.
@@ -34,6 +36,7 @@ class Served(tf.Module):
         *,
         items,
         users,
+        words: np.ndarray,
         user_features: Mapping[str, np.ndarray],
         history: Mapping[str, np.ndarray],
         length: int,
@@ -47,6 +50,9 @@ class Served(tf.Module):
         fixed = lambda value, name: tf.Variable(value, trainable=False, name=name)
         self.item_ids = fixed(np.append(items.ids, "").astype(str), "item_ids")
         self.item_texts = fixed(np.append(items.texts, "").astype(str), "item_texts")
+        self.item_words = fixed(
+            np.where(words == "", "", np.char.add("text=", words)), "item_words"
+        )
         self.item_row = Lookup(items.ids, name="item_row")
         self.user_row = Lookup(users.ids, name="user_row")
         # One more row: what is known of a user nobody has seen.
@@ -148,9 +154,7 @@ class Served(tf.Module):
         names = [tf.fill([tf.shape(row)[0], 1], "item")]
         for name in self.index.model.item_tower.features.encoders:
             if name == "text":
-                width = self.index.mask.shape[1] - sum(n.shape[1] for n in names)
-                texts = tf.gather(self.item_texts, row)
-                names.append(self.encoder.pieces_of(texts)[:, :width])
+                names.append(tf.gather(self.item_words, row))
             else:
                 value = tf.gather(self.item_values.get(name, self.item_ids), row)
                 names.append(self.item_columns.token_names(name, value))
@@ -163,10 +167,10 @@ class Served(tf.Module):
         features = self.index.model.user_tower.features
         for name in features.encoders if features is not None else ():
             names.append(self.user_columns.token_names(name, about["profile"][name]))
-        names.append(tf.broadcast_to(["user", "query"], [batch, 2]))
-        # The events stand at the end, the latest last; see `UserTower.known`.
-        back = about["events"]["seen"][:, None] + tf.range(-self.histories.length, 0)
-        rows = tf.gather(history, tf.maximum(back, 0), batch_dims=1)
+        names.append(tf.fill([batch, 1], "user"))
+        # The events stand at the end, the latest last; see `UserTokens`.
+        length = self.index.model.user_tokens.length
+        rows, _ = latest(history, about["events"]["seen"], length)
         ids = tf.gather(self.item_ids, tf.maximum(rows, 0))
         names.append(tf.strings.join(["history=", ids]))
         return tf.where(mask, tf.concat(names, 1), "")
@@ -185,7 +189,7 @@ class Served(tf.Module):
         events, known_items, about = self.histories(request, row_or_nobody)
         about |= {"known_user": row >= 0, "known_items": known_items}
         about |= {"profile": profile, "events": events}
-        return self.index.model.encode_users(profile, self.index.vector, events), about
+        return self.index.model.encode_users(profile, self.index, events), about
 
 
 class TextEncoder(tf.Module):
@@ -203,19 +207,13 @@ class TextEncoder(tf.Module):
         self.weights = list(bert.variables)
         # As in `Index`: Keras would add traces of its own for what it tracks.
         self._bert = lambda ids: bert(ids)
-        self.pieces = tf.Variable(tokenizer.vocabulary, trainable=False, name="pieces")
 
     def __call__(self, texts):
         """Features by name, and `[B]` bool: whether a text was cut."""
         ids, truncated = self.tokenizer(texts, self.max_length)
         hidden = self._bert(ids)
-        mask = (ids != self.tokenizer.pad_id) & (tf.strings.length(texts) > 0)[:, None]
-        real = tf.cast(mask, tf.float32)[..., None]
-        mean = tf.math.divide_no_nan(
-            tf.reduce_sum(hidden * real, 1), tf.reduce_sum(real, 1)
-        )
+        real = ids != self.tokenizer.pad_id
+        # [CLS] and [SEP] frame a text of nothing, too.
+        mask = real & (tf.math.count_nonzero(real, 1, keepdims=True) > 2)
+        mean = masked_mean(hidden, mask)
         return {"text": hidden, "text_mask": mask, "text_mean": mean}, truncated
-
-    def pieces_of(self, texts):
-        """`[B, max_length]` WordPieces, as they stand in the vocabulary."""
-        return tf.gather(self.pieces, self.tokenizer(texts, self.max_length)[0])

@@ -7,7 +7,7 @@ import tf_keras
 
 @tf_keras.utils.register_keras_serializable("tfrec_attn")
 class TextTokens(tf_keras.layers.Layer):
-    """Tokens of a text: one a WordPiece.
+    """Tokens of a text: one for each of the hidden states that are given, as of words.
 
     Sentences of one catalogue lie in a narrow cone of BERT's space: the mean over the
     catalogue is taken off and the rest scaled to unit variance before the projection.
