@@ -320,7 +320,7 @@ def _bounded(tokens, mask):
     smallest = _SMALLEST.get(tokens.dtype, 1e-12)
     if tokens.dtype != tf.float64:
         tokens = tf.cast(tokens, tf.float32)
-    tokens = tf.where(mask[..., None], tokens, tf.zeros_like(tokens))
+    tokens = tf.where(mask[..., None], tokens, 0.0)
     size = tf.reduce_max(tf.abs(tokens), (-2, -1), keepdims=True)
     size = tf.stop_gradient(tf.maximum(size, 1e-12))
     return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size
@@ -357,4 +357,4 @@ def _by_head(x, heads):
 def _masked_softmax(logits, mask, axis):
     """Softmax over the real entries; 0 everywhere where there is none."""
     weights = tf.nn.softmax(tf.where(mask, logits, LOW), axis)
-    return tf.where(mask, weights, tf.zeros_like(weights))
+    return tf.where(mask, weights, 0.0)
