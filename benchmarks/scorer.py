@@ -44,8 +44,7 @@ BARE = "bare QKᵀ"
 BEST_ITEM, BEST_USER = "PyLate, best item token", "PyLate, best user token"
 OURS = (BARE, "kept sides", "plain tokens", "whole layer")
 THEIRS = ("bare QKᵀ in PyTorch", BEST_ITEM, BEST_USER)
-# Threads of PyTorch that spin while they wait make a call take ten times as long on a machine
-# that does anything else.
+# PyTorch's threads, where they spin, take ten times as long while anything else runs.
 ENVIRONMENT = "OMP_WAIT_POLICY=PASSIVE", "CUDA_VISIBLE_DEVICES=-1", "TF_CPP_MIN_LOG_LEVEL=3"
 
 Calls = dict[str, Callable[[], np.ndarray]]
@@ -113,9 +112,8 @@ def theirs() -> Calls:
     torch.inference_mode().__enter__()
     given = lambda *args: [torch.tensor(x) for x in inputs(*args).values()]
     user, item, *_ = given(CANDIDATES)
-    rows = item.reshape(-1, D)
     calls = (
-        lambda: (rows @ user[0].T).numpy(),
+        lambda: (item.reshape(-1, D) @ user[0].T).numpy(),
         lambda: colbert_scores(user, item).numpy(),
         lambda: colbert_scores(item, user).numpy(),
     )
@@ -141,9 +139,8 @@ def memory(chunk: int) -> Calls:
     score = tf.function(layer, input_signature=[tf.nest.map_structure(unknown, x)])
     score(few)
 
-    def kilobytes(field):
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(rf"^{field}:\s+(\d+)", status, re.M)[1])
+    status = lambda: Path("/proc/self/status").read_text()
+    kilobytes = lambda field: int(re.search(rf"{field}:\s+(\d+)", status())[1])
 
     def peak():
         """MB by which a call's peak is above what the process held before it."""
@@ -182,8 +179,8 @@ def milliseconds(call: Callable, count: int) -> float:
 def start(python: str, side: str) -> Callable:
     """Starts a side's process; gives what asks it."""
     command = ["env", *ENVIRONMENT, python, __file__, "--side", side]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes)
 
     def ask(name: str, count: int = 0):
         print(json.dumps((name, count)), file=process.stdin, flush=True)
