@@ -347,7 +347,7 @@ def _bounded(tokens, mask):
     if dtype == tf.float16:
         # After the cast: in float16 it takes as long as a quarter of the score.
         tokens = tf.clip_by_value(tokens, dtype.min, dtype.max)
-    tokens = tf.where(mask[..., None], tokens, tf.zeros_like(tokens))
+    tokens = tf.where(mask[..., None], tokens, 0.0)
     size = tf.reduce_max(tf.abs(tokens), (-2, -1), keepdims=True)
     size = tf.stop_gradient(tf.maximum(size, 1e-12))
     return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size
@@ -390,4 +390,4 @@ def _by_head(x, heads):
 def _masked_softmax(logits, mask, axis):
     """Softmax over the real entries; 0 everywhere where there is none."""
     weights = tf.nn.softmax(tf.where(mask, logits, LOW), axis)
-    return tf.where(mask, weights, tf.zeros_like(weights))
+    return tf.where(mask, weights, 0.0)
