@@ -45,7 +45,7 @@ PAIRS = "scale * w.weights * w.attention * inner / w.length"
 SIGMA = "_masked_softmax(tf.reduce_sum(tf.square(tokens), -1), mask, -1)"
 REAL = "item_mask[:, :, None] & user_mask[:, None, :, None]"
 COUNT = "tf.math.count_nonzero(user_mask, -1, dtype=q.dtype)"
-ZEROED = "tf.where(mask[..., None], tokens, tf.zeros_like(tokens))"
+ZEROED = "tf.where(mask[..., None], tokens, 0.0)"
 ROOT_OF = "tf.sqrt(tf.maximum(square, tf.square(floor)))"
 BOTH_REAL = "user_real[:, :, None, None] & item_real[..., None]"
 BOUNDED = "return tokens / size, tf.maximum(smallest / size, _SHARE)[..., 0], size"
@@ -81,7 +81,7 @@ MUTATIONS = [
     Mutation("mask after the softmax only", "tf.where(mask, logits, LOW)", "logits"),
     Mutation(
         "no mask after the softmax",
-        "return tf.where(mask, weights, tf.zeros_like(weights))",
+        "return tf.where(mask, weights, 0.0)",
         "return weights",
     ),
     # mode="softmax".

@@ -139,7 +139,8 @@ class Scorer(_Section):
     Attributes:
       mode: `softmax`, or `article` for the formulas of the article (docs/design.md).
       normalizer: Of `article`: lengths (`l2`) or their softmax (`softmax`).
-      heads: Subspaces in which tokens are compared. Divides `model.dim`.
+      dim: Width of the tokens that are compared.
+      heads: Subspaces in which they are compared. Divides `dim`.
       bidirectional: Whether user tokens attend to the item's as well.
       dropout: On the attention weights.
       l2: Factor of the squared projections in the loss.
@@ -147,6 +148,7 @@ class Scorer(_Section):
 
     mode: Literal["softmax", "article"] = "softmax"
     normalizer: Literal["l2", "softmax"] = "l2"
+    dim: Positive = 128
     heads: Positive = 1
     bidirectional: bool = False
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)

@@ -2,7 +2,7 @@
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
 step, U items of a step, K negatives, C candidates, L events that the ranking sees, n user
-tokens, m item tokens, d width.
+tokens, m item tokens, d width, e width of the ranking's tokens.
 """
 
 from collections.abc import Mapping
@@ -48,9 +48,9 @@ class ItemMatrices(NamedTuple):
 
     Attributes:
       vector: `[I, d]`, an item in a history.
-      event: `[I, d]`, an item in the history that the ranking sees.
+      event: `[I, e]`, an item in the history that the ranking sees.
       pooled: `[I, d]` unit vectors, for the retrieval.
-      tokens, mask: `[I, m, d]` and `[I, m]`, for the ranking.
+      tokens, mask: `[I, m, e]` and `[I, m]`, for the ranking.
     """
 
     vector: tf.Tensor
@@ -65,7 +65,7 @@ class UserState(NamedTuple):
 
     Attributes:
       query: `[B, d]` unit vectors, for the retrieval.
-      tokens, mask: `[B, n, d]` and `[B, n]`, for the ranking.
+      tokens, mask: `[B, n, e]` and `[B, n]`, for the ranking.
     """
 
     query: tf.Tensor
@@ -80,7 +80,7 @@ class Step(NamedTuple):
       batch: See `data.batches.gather`.
       items: `[U]` rows of all items of the step, each once.
       at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
-      event, pooled: `[U, d]`, of these items; see `ItemMatrices`.
+      event, pooled: Of these items, `[U, ..]`; see `ItemMatrices`.
       profile: Tokens and mask of the users' columns.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
@@ -183,7 +183,7 @@ class Recommender(tfrs.Model):
 
         Args:
           profile: Features of the profile's columns, `[B, ..]` each.
-          items: `vector` and `event`, `[I, d]` each; see `ItemMatrices`.
+          items: `vector` and `event` by row; see `ItemMatrices`.
           batch: `history` `[B, W]` rows, -1 pads; `history_feedback`; `history_time`;
             `seen` `[B]` events before the moment; `time` `[B]` ms, 0 where unknown.
         """
@@ -203,12 +203,12 @@ class Recommender(tfrs.Model):
         event = lambda rows: tf.gather(items.event, rows)
         return UserState(query, *self._ranked(columns, event, batch))
 
-    def _ranked(self, profile, event, batch, training=None):
-        """What the ranking sees of users: tokens `[B, n, d]` and mask `[B, n]`.
+    def _ranked(self, profile, event, batch):
+        """What the ranking sees of users: tokens `[B, n, e]` and mask `[B, n]`.
 
         Args:
           profile: Tokens and mask of the profile's columns; no gradient flows there.
-          event: Gives `[B, L, d]` event vectors of `[B, L]` rows.
+          event: Gives `[B, L, e]` event vectors of `[B, L]` rows.
           batch: As of `encode_users`.
         """
         last = lambda name: latest(batch[name], batch["seen"], self.user_tokens.length)
@@ -222,8 +222,7 @@ class Recommender(tfrs.Model):
                 "feedback": last("history_feedback")[0],
                 "time": last("history_time")[0],
                 "now": batch["time"],
-            },
-            training=training,
+            }
         )
 
     def rank(self, user: UserState, pooled, tokens, mask):
@@ -232,7 +231,7 @@ class Recommender(tfrs.Model):
         Args:
           user: B users.
           pooled: `[B, C, d]` candidates' unit vectors.
-          tokens, mask: `[B, C, m, d]` and `[B, C, m]`.
+          tokens, mask: `[B, C, m, e]` and `[B, C, m]`.
 
         Returns:
           `[B, C]` logits.
@@ -241,16 +240,15 @@ class Recommender(tfrs.Model):
         score = self._score(user, tokens, mask)
         return tf.exp(self.retrieval.log_scale) * cosine + self.share * score
 
-    def _score(self, user, tokens, mask, training=None):
-        """Logits of the scorer alone, of pairs `[B, C, m, d]` or of shared `[C, m, d]`."""
+    def _score(self, user, tokens, mask):
+        """`[B, C]` logits of the scorer alone."""
         return self.scorer(
             {
                 "user": user.tokens,
                 "user_mask": user.mask,
                 "item": tokens,
                 "item_mask": mask,
-            },
-            training=training,
+            }
         )
 
     @tf.function(reduce_retracing=True)
@@ -444,7 +442,7 @@ class Recommender(tfrs.Model):
         }
         profile = tuple(own(value) for value in step.profile)
         event = lambda places: tf.gather(step.event, places)
-        return UserState(query, *self._ranked(profile, event, moment, step.training))
+        return UserState(query, *self._ranked(profile, event, moment))
 
     def _scores(self, step, user, pairs, shared=None):
         """The scorer's logits of places among the step's items: of each user's own `[R, C]`
@@ -503,7 +501,7 @@ def build(
       positives_of: `[U, None]` item rows of each user's training positives.
     """
     settings = config.model
-    dim, drop = settings.dim, settings.dropout
+    dim, wide, drop = settings.dim, config.scorer.dim, settings.dropout
     item_encoders = {
         "id": encoders.CategoryTokens(len(frequency), dim, settings.id_dropout)
     }
@@ -524,15 +522,14 @@ def build(
     return Recommender(
         item_tower=ItemTower(
             item_encoders,
-            candidate=encoders.CategoryTokens(len(frequency), dim, settings.id_dropout),
-            event=encoders.CategoryTokens(len(frequency), dim, settings.id_dropout),
-            dropout=drop,
+            candidate=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
+            event=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
+            wide=wide,
         ),
         user_tower=tower,
         user_tokens=UserTokens(
-            dim=dim,
+            wide=wide,
             length=min(settings.recent, config.examples.history),
-            dropout=drop,
             time=settings.time,
         ),
         scorer=AttentionWeightedCosine(**config.scorer.model_dump()),

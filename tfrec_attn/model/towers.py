@@ -1,7 +1,8 @@
 """User and item tower: feature tokens, their mask, and one pooled unit vector.
 
-Letters: R rows, t tokens of a row, d width, B examples, W events of a window, P profile
-tokens, n = P + W, T targets of an example.
+Letters: R rows, t tokens of a row, d width, e width of the ranking's tokens, B examples, W
+events of a window, P profile tokens, n = P + W, T targets of an example, L events that the
+ranking sees.
 """
 
 from collections.abc import Mapping
@@ -73,7 +74,8 @@ class ItemTower(tf_keras.layers.Layer):
     Args:
       encoders: See `FeatureTokens`; that of `id` first.
       candidate, event: The ranking's encoders of `id`.
-      dropout: On the ranking's tokens.
+      wide: e. Who follows whom is learned pair by pair, so ids need more room than the
+        retrieval's vectors.
     """
 
     def __init__(
@@ -82,16 +84,14 @@ class ItemTower(tf_keras.layers.Layer):
         *,
         candidate: tf_keras.layers.Layer,
         event: tf_keras.layers.Layer,
-        dropout: float = 0.0,
+        wide: int,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.features = FeatureTokens(encoders)
         self.candidate_id, self.event_id = candidate, event
         self.pool_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
-        self.token_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
-        self.event_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
-        self.dropout = tf_keras.layers.Dropout(dropout)
+        self.widen, self.widen_event = _dense(wide), _dense(wide)
 
     def vector(self, features, training=None):
         """`[R, d]`: what stands for an item in a user's history."""
@@ -102,21 +102,19 @@ class ItemTower(tf_keras.layers.Layer):
         return tf.math.l2_normalize(self.pool_norm(vector), -1)
 
     def event(self, vector, ids, training=None):
-        """`[R, d]`: what stands for an item in the history that the ranking sees."""
+        """`[R, e]`: what stands for an item in the history that the ranking sees."""
         own, known = self.event_id(ids[:, None], training=training)
         own = tf.where(known[..., None], own, tf.zeros_like(own))[:, 0]
-        return self.event_norm(tf.stop_gradient(vector)) + own
+        return self.widen_event(tf.stop_gradient(vector)) + own
 
     def call(self, features, training=None):
-        """Tokens `[R, 1 + t, d]` of candidates, the item's vector first, and their mask."""
+        """Tokens `[R, 1 + t, e]` of candidates, the item's vector first, and their mask."""
         vector = self.vector(features, training=training)[:, None]
         own, known = self.candidate_id(features["id"][:, None], training=training)
         tokens, mask = self.features(features, training=training)
-        shared = tf.concat([vector, tokens[:, 1:]], 1)
-        vector, rest = tf.split(tf.stop_gradient(shared), [1, -1], axis=1)
-        tokens = self.token_norm(tf.concat([vector, own, rest], 1))
-        mask = tf.concat([tf.ones_like(known), known, mask[:, 1:]], 1)
-        return self.dropout(tokens, training=training), mask
+        shared = self.widen(tf.stop_gradient(tf.concat([vector, tokens[:, 1:]], 1)))
+        tokens = tf.concat([shared[:, :1], own, shared[:, 1:]], 1)
+        return tokens, tf.concat([tf.ones_like(known), known, mask[:, 1:]], 1)
 
 
 class UserTower(tf_keras.layers.Layer):
@@ -231,49 +229,46 @@ class UserTokens(tf_keras.layers.Layer):
     of a candidate can look for the event that it follows.
 
     Args:
-      dim: d.
+      wide: e.
       length: L, the last events that are seen.
-      dropout: On all tokens.
       time: Whether the time from each event to the request is a feature.
     """
 
-    def __init__(
-        self, *, dim: int, length: int, dropout: float = 0.0, time: bool = True, **kwargs
-    ):
+    def __init__(self, *, wide: int, length: int, time: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.dim, self.length, self.time = dim, length, time
+        self.wide, self.length, self.time = wide, length, time
         zeros = {"embeddings_initializer": "zeros"}
-        self.feedback = tf_keras.layers.Embedding(len(LABELS), dim, **zeros)
-        self.gap = tf_keras.layers.Embedding(GAPS, dim, **zeros)
-        self.dropout = tf_keras.layers.Dropout(dropout)
+        self.feedback = tf_keras.layers.Embedding(len(LABELS), wide, **zeros)
+        self.gap = tf_keras.layers.Embedding(GAPS, wide, **zeros)
+        self.widen = _dense(wide)
 
     def build(self, input_shape):
-        self.anyone = self.add_weight("anyone", (self.dim,), initializer=_normal(self.dim))
+        start = {"initializer": _normal(self.wide)}
+        self.anyone = self.add_weight("anyone", (self.wide,), **start)
         self.recency = self.add_weight(
-            "recency", (self.length, self.dim), initializer="zeros"
+            "recency", (self.length, self.wide), initializer="zeros"
         )
         super().build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs):
         """The token matrices, each as of one moment.
 
         Args:
-          inputs: `profile` `[B, P, d]` and `profile_mask` `[B, P]`; `events` `[B, L, d]`,
+          inputs: `profile` `[B, P, d]` and `profile_mask` `[B, P]`; `events` `[B, L, e]`,
             the latest last, with their `mask`, `feedback` and `time` `[B, L]`; `now` `[B]`
             ms, 0 where unknown.
 
         Returns:
-          `[B, P + 1 + L, d]` tokens and `[B, P + 1 + L]` mask.
+          `[B, P + 1 + L, e]` tokens and `[B, P + 1 + L]` mask.
         """
         events = inputs["events"] + self.recency + self.feedback(inputs["feedback"])
         if self.time:
             events += self.gap(gap(inputs["time"], inputs["now"][:, None]))
-        mask, profile = inputs["mask"], inputs["profile"]
-        anyone = tf.broadcast_to(self.anyone, (tf.shape(mask)[0], 1, self.dim))
+        mask, profile = inputs["mask"], self.widen(inputs["profile"])
+        anyone = tf.broadcast_to(self.anyone, (tf.shape(mask)[0], 1, self.wide))
         tokens = tf.concat([profile, anyone, events], 1)
         real = tf.ones_like(anyone[..., 0], tf.bool)
-        mask = tf.concat([inputs["profile_mask"], real, mask], 1)
-        return self.dropout(tokens, training=training), mask
+        return tokens, tf.concat([inputs["profile_mask"], real, mask], 1)
 
 
 def latest(values, seen, count: int):
@@ -305,6 +300,10 @@ def gap(earlier, later):
     )
     known = (earlier > 0) & (later > 0)
     return tf.where(known, tf.minimum(bucket, GAPS - 1), tf.zeros_like(bucket))
+
+
+def _dense(width: int):
+    return tf_keras.layers.Dense(width, use_bias=False)
 
 
 def _normal(dim: int):
