@@ -68,7 +68,7 @@ def measure(model, prepared, *, items: int, users: int) -> dict:
     queries = prepared.held_out("test")
     index = np.sort(draw.permutation(len(queries))[:users])
     matrices = model.encode_items()
-    score = Changes(model.scorer, prepared.config.examples.history, draw)
+    score = Changes(model.scorer, model.user_tokens.length, draw)
     for rows in ranking.chunks(len(index), 32):
         state = ranking.users(model, matrices, queries, index[rows])
         cosine = state.query.numpy() @ matrices.pooled.numpy().T
@@ -90,7 +90,7 @@ class Changes:
 
     Args:
       scorer: `layers.AttentionWeightedCosine`.
-      length: Events of a history, the last of the user's tokens.
+      length: Events that the ranking sees, the last of the user's tokens.
       draw: NumPy generator.
     """
 

@@ -126,10 +126,7 @@ class Model(_Section):
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "Model":
-        if self.dim % self.heads:
-            raise ValueError(
-                f"heads must divide dim: got heads={self.heads}, dim={self.dim}"
-            )
+        _divides(self.heads, self.dim)
         return self
 
 
@@ -154,6 +151,16 @@ class Scorer(_Section):
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     l2: float = pydantic.Field(0.0, ge=0)
 
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> "Scorer":
+        _divides(self.heads, self.dim)
+        return self
+
+
+def _divides(heads: int, dim: int) -> None:
+    if dim % heads:
+        raise ValueError(f"heads must divide dim: got heads={heads}, dim={dim}")
+
 
 class Loss(_Section):
     """The weighted sum that is trained.
@@ -177,8 +184,9 @@ class Loss(_Section):
       hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
         retrieval would hand on at this step.
       easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
-      ranked_targets: Targets of a step, per replica, that also train the ranking, and as
-        many of any label that train the feedback.
+      ranked_targets: Targets of a step, per replica, that also train the ranking.
+      labelled_targets: Targets of a step, per replica, of any label, that train the
+        feedback.
       temperature: Initial divisor of the pooled cosine; it is trained.
     """
 
@@ -195,6 +203,7 @@ class Loss(_Section):
     easy_negatives: int = pydantic.Field(64, ge=0)
     rejected: int = pydantic.Field(4, ge=0)
     ranked_targets: Positive = 64
+    labelled_targets: Positive = 32
     temperature: float = pydantic.Field(0.07, gt=0)
 
 

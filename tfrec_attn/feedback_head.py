@@ -76,8 +76,9 @@ def predict(model, prepared: Prepared, fold: str) -> tuple[np.ndarray, np.ndarra
     found = []
     for index in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
         user = ranking.users(model, matrices, queries, index)
-        rows = queries.targets.item[index][:, None]
-        score = ranking.rank(model, user, matrices, rows)[:, 0]
-        pooled = tf.gather(matrices.pooled, rows[:, 0])
-        found.append(tf.nn.softmax(model.feedback(user.query, pooled, score)).numpy())
+        items = (
+            tf.gather(value, queries.targets.item[index])
+            for value in (matrices.pooled, matrices.tokens, matrices.mask)
+        )
+        found.append(tf.nn.softmax(model.label(user, *items)).numpy())
     return asked.feedback.astype(int), np.concatenate(found)

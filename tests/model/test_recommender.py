@@ -18,7 +18,7 @@ ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 SETTINGS = {
     "examples": {"history": LENGTH, "targets": TARGETS, "positives": LABELS[:3]},
     "model": {"dim": 8, "dropout": 0.0, "id_dropout": 0.0},
-    "scorer": {"dropout": 0.0},
+    "scorer": {"dropout": 0.0, "dim": 6},
     "loss": {
         "group": TARGETS,
         "negatives": ITEMS,
@@ -26,6 +26,7 @@ SETTINGS = {
         "rejected": 2,
         "easy_negatives": 0,
         "ranked_targets": 100,
+        "labelled_targets": 100,
     },
 }
 # Only the retrieval, with fewer negatives than items.
@@ -199,8 +200,9 @@ def test_blocks_of_items_are_one_block():
     for block in (1, 5, ITEMS):
         for part, want in zip(model.encode_items(block), whole, strict=True):
             np.testing.assert_allclose(part, want, atol=1e-6)
-    assert whole.vector.shape == whole.event.shape == whole.pooled.shape == (ITEMS, 8)
-    assert whole.tokens.shape == (ITEMS, 3, 8)
+    assert whole.vector.shape == whole.pooled.shape == (ITEMS, 8)
+    assert whole.event.shape == (ITEMS, 6)
+    assert whole.tokens.shape == (ITEMS, 3, 6)
 
 
 def lists(model, given):
@@ -279,7 +281,7 @@ def test_a_score_of_what_users_share_is_that_of_a_pair():
 
 
 def test_the_article_s_mode_is_trained_and_served_alike():
-    settings = {**SETTINGS, "scorer": {"mode": "article"}}
+    settings = {**SETTINGS, "scorer": {"mode": "article", "dim": 6}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "SETTINGS", settings)
         model = build()
@@ -349,7 +351,7 @@ def test_the_ranking_moves_its_own_weights_and_no_tower():
         if gradient is not None and np.abs(tf.convert_to_tensor(gradient)).max() > 1e-7
     }
     tower = model.item_tower
-    parts = (tower.candidate_id, tower.event_id, tower.token_norm, tower.event_norm)
+    parts = (tower.candidate_id, tower.event_id, tower.widen, tower.widen_event)
     parts += (model.user_tokens, model.scorer)
     assert moved == {v.name for part in parts for v in part.trainable_variables}
 
@@ -359,7 +361,7 @@ def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
     items, draw = model.encode_items(), np.random.default_rng(5)
     user = recommender.UserState(
         items.pooled[:2],
-        tf.constant(draw.normal(size=(2, 5, 8)), tf.float32),
+        tf.constant(draw.normal(size=(2, 5, 6)), tf.float32),
         tf.ones((2, 5), bool),
     )
     rank = lambda: model.rank(

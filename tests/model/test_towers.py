@@ -16,7 +16,7 @@ from tfrec_attn.model.towers import (
     masked_mean,
 )
 
-DIM, LENGTH = 6, 3
+DIM, WIDE, LENGTH = 6, 7, 3
 DAY = 86_400_000
 
 
@@ -90,11 +90,8 @@ def test_masked_mean_of_nothing_is_zero_whatever_stands_there():
 
 
 def item_tower():
-    own = {
-        "candidate": encoders.CategoryTokens(5, DIM),
-        "event": encoders.CategoryTokens(5, DIM),
-    }
-    tower = ItemTower(columns(), **own)
+    own = {name: encoders.CategoryTokens(5, WIDE) for name in ("candidate", "event")}
+    tower = ItemTower(columns(), wide=WIDE, **own)
     tower(features())
     tower.event(tower.vector(features()), features()["id"])
     return shaken(tower)
@@ -103,17 +100,18 @@ def item_tower():
 def test_an_item_is_its_vector_its_own_id_and_its_tokens():
     tower, given = item_tower(), features()
     tokens, mask = tower(given)
-    assert tokens.shape == (4, 1 + 7, DIM)
+    assert tokens.shape == (4, 1 + 7, WIDE)
     assert mask[:, 0].numpy().all()
     plain, there = tower.features(given)
     np.testing.assert_array_equal(mask[:, 1:], there)
     own, _ = tower.candidate_id(given["id"][:, None])
-    want = tf.concat([tower.vector(given)[:, None], own, plain[:, 1:]], 1)
-    np.testing.assert_allclose(tokens, tower.token_norm(want), atol=1e-6)
+    wide = lambda value: value @ tower.widen.kernel
+    want = tf.concat([wide(tower.vector(given))[:, None], own, wide(plain[:, 1:])], 1)
+    np.testing.assert_allclose(tokens, want, atol=1e-6)
 
 
 def test_an_item_of_which_nothing_is_known_has_no_direction():
-    tower = ItemTower(columns(), candidate=None, event=None)
+    tower = ItemTower(columns(), candidate=None, event=None, wide=WIDE)
     pooled = tower.pool(tower.vector(features())).numpy()
     np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), [1, 1, 1, 0], atol=1e-5)
 
@@ -123,7 +121,7 @@ def test_an_event_is_the_items_vector_and_an_id_of_its_own():
     vector = tower.vector(given)
     own = tower.event_id.table.numpy()[given["id"].numpy()]
     own[given["id"].numpy() == 0] = 0
-    want = tower.event_norm(vector) + own
+    want = vector @ tower.widen_event.kernel + own
     np.testing.assert_allclose(tower.event(vector, given["id"]), want, atol=1e-6)
 
 
@@ -138,7 +136,7 @@ def test_the_ranking_reads_what_the_retrieval_learned_and_does_not_move_it():
         for v, g in zip(tower.trainable_variables, found, strict=True)
         if g is not None
     }
-    layers = (tower.candidate_id, tower.event_id, tower.token_norm, tower.event_norm)
+    layers = (tower.candidate_id, tower.event_id, tower.widen, tower.widen_event)
     assert moved == {v.ref() for layer in layers for v in layer.trainable_variables}
 
 
@@ -260,7 +258,7 @@ def test_the_latest_of_nothing_is_nothing():
 
 
 def user_tokens(**changes):
-    layer = UserTokens(**{"dim": DIM, "length": LENGTH} | changes)
+    layer = UserTokens(**{"wide": WIDE, "length": LENGTH} | changes)
     layer(moment())
     return shaken(layer)
 
@@ -271,7 +269,7 @@ def moment(**changes):
     made = {
         "profile": draw.normal(size=(2, 1, DIM)).astype(np.float32),
         "profile_mask": np.array([[True], [False]]),
-        "events": draw.normal(size=(2, LENGTH, DIM)).astype(np.float32),
+        "events": draw.normal(size=(2, LENGTH, WIDE)).astype(np.float32),
         "mask": np.array([[False, True, True], [True, True, True]]),
         "feedback": np.array([[0, 2, 1], [4, 3, 0]], np.int32),
         "time": np.array([[0, 1, 2], [1, 2, 0]], np.int64) * DAY,
@@ -284,7 +282,9 @@ def test_the_ranking_sees_profile_a_token_of_all_and_events_as_they_were():
     layer, given = user_tokens(), moment()
     tokens, mask = layer(given)
     assert mask.numpy().astype(int).tolist() == [[1, 1, 0, 1, 1], [0, 1, 1, 1, 1]]
-    np.testing.assert_array_equal(tokens[:, :1], given["profile"])
+    np.testing.assert_allclose(
+        tokens[:, :1], given["profile"] @ layer.widen.kernel, atol=1e-6
+    )
     np.testing.assert_allclose(tokens[:, 1], np.tile(layer.anyone, (2, 1)))
     gaps, labels = layer.gap.get_weights()[0], layer.feedback.get_weights()[0]
     for user, place in np.ndindex(2, LENGTH):

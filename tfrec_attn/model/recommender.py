@@ -240,6 +240,12 @@ class Recommender(tfrs.Model):
         score = self._score(user, tokens, mask)
         return tf.exp(self.retrieval.log_scale) * cosine + self.share * score
 
+    def label(self, user: UserState, pooled, tokens, mask):
+        """`[B, labels]` logits of the label that each user will give one item: `[B, d]`,
+        `[B, m, e]` and `[B, m]`."""
+        score = self._score(user, tokens[:, None], mask[:, None])[:, 0]
+        return self.feedback(user.query, pooled, score)
+
     def _score(self, user, tokens, mask):
         """`[B, C]` logits of the scorer alone."""
         return self.scorer(
@@ -277,8 +283,8 @@ class Recommender(tfrs.Model):
             items = ItemMatrices(*made)
             user = self.encode_users(self.users.rows(rows), items, batch)
             pooled, tokens, mask = (value[None] for value in items[2:])
-            score = self.rank(user, pooled, tokens, mask)
-            self.feedback(user.query, items.pooled, score[:, 0])
+            self.rank(user, pooled, tokens, mask)
+            self.label(user, *items[2:])
 
     # What is trained.
 
@@ -408,7 +414,7 @@ class Recommender(tfrs.Model):
 
     def _feedback(self, step):
         """Targets of all labels, also of those that nothing is retrieved for."""
-        weight, count = step.batch["weight"], self.settings.ranked_targets
+        weight, count = step.batch["weight"], self.settings.labelled_targets
         pick = sampling.targets(weight, count, self._seed(3))
         target, label, weight = (
             tf.gather_nd(value, pick)
