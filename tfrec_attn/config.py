@@ -112,7 +112,6 @@ class Model(_Section):
         to stand in for it.
       user_id: Whether users have an id token; off, all users are served alike.
       time: Whether the gaps between events, and up to the request, are features.
-      recent: Events of a history that the ranking sees, the last ones.
     """
 
     dim: Positive = 64
@@ -122,7 +121,6 @@ class Model(_Section):
     id_dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     user_id: bool = False
     time: bool = True
-    recent: Positive = 20
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> "Model":
@@ -136,6 +134,9 @@ class Scorer(_Section):
     Attributes:
       mode: `softmax`, or `article` for the formulas of the article (docs/design.md).
       normalizer: Of `article`: lengths (`l2`) or their softmax (`softmax`).
+      item_tokens: Tokens of an item that are compared: its vector, its id, and the first of
+        its columns and words. What is left out is in the vector still.
+      events: Events of a history that are compared, the last ones.
       dim: Width of the tokens that are compared.
       heads: Subspaces in which they are compared. Divides `dim`.
       bidirectional: Whether user tokens attend to the item's as well.
@@ -145,6 +146,8 @@ class Scorer(_Section):
 
     mode: Literal["softmax", "article"] = "softmax"
     normalizer: Literal["l2", "softmax"] = "l2"
+    item_tokens: int = pydantic.Field(16, ge=2)
+    events: Positive = 20
     dim: Positive = 128
     heads: Positive = 1
     bidirectional: bool = False

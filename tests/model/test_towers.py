@@ -89,29 +89,32 @@ def test_masked_mean_of_nothing_is_zero_whatever_stands_there():
     np.testing.assert_array_equal(masked_mean(tokens, mask), [[3, 1], [0, 0]])
 
 
-def item_tower():
+def item_tower(most=9):
     own = {name: encoders.CategoryTokens(5, WIDE) for name in ("candidate", "event")}
-    tower = ItemTower(columns(), wide=WIDE, **own)
+    tower = ItemTower(columns(), most=most, wide=WIDE, **own)
     tower(features())
     tower.event(tower.vector(features()), features()["id"])
     return shaken(tower)
 
 
-def test_an_item_is_its_vector_its_own_id_and_its_tokens():
-    tower, given = item_tower(), features()
-    tokens, mask = tower(given)
-    assert tokens.shape == (4, 1 + 7, WIDE)
-    assert mask[:, 0].numpy().all()
-    plain, there = tower.features(given)
-    np.testing.assert_array_equal(mask[:, 1:], there)
-    own, _ = tower.candidate_id(given["id"][:, None])
-    wide = lambda value: value @ tower.widen.kernel
-    want = tf.concat([wide(tower.vector(given))[:, None], own, wide(plain[:, 1:])], 1)
-    np.testing.assert_allclose(tokens, want, atol=1e-6)
+@pytest.mark.parametrize("most", [2, 4, 9])
+def test_an_item_is_its_vector_its_own_id_and_its_first_real_tokens(most):
+    tower, given = item_tower(most), features()
+    tokens, mask = (value.numpy() for value in tower(given))
+    assert tokens.shape == (4, min(most, 8), WIDE)
+    own, known = (value.numpy()[:, 0] for value in tower.candidate_id(given["id"][:, None]))
+    plain, there = (value.numpy() for value in tower.features(given))
+    vector, kernel = tower.vector(given).numpy(), tower.widen.kernel.numpy()
+    for row in range(4):
+        rest = plain[row, 1:][there[row, 1:]][: most - 2]
+        want = [vector[row] @ kernel, own[row], *(token @ kernel for token in rest)]
+        real = [True, known[row], *[True] * len(rest)]
+        assert mask[row].tolist() == real + [False] * (min(most, 8) - len(real))
+        np.testing.assert_allclose(tokens[row, : len(real)], want, atol=1e-6)
 
 
 def test_an_item_of_which_nothing_is_known_has_no_direction():
-    tower = ItemTower(columns(), candidate=None, event=None, wide=WIDE)
+    tower = ItemTower(columns(), candidate=None, event=None, most=9, wide=WIDE)
     pooled = tower.pool(tower.vector(features())).numpy()
     np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), [1, 1, 1, 0], atol=1e-5)
 

@@ -530,15 +530,18 @@ def build(
             item_encoders,
             candidate=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
             event=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
+            most=config.scorer.item_tokens,
             wide=wide,
         ),
         user_tower=tower,
         user_tokens=UserTokens(
             wide=wide,
-            length=min(settings.recent, config.examples.history),
+            length=min(config.scorer.events, config.examples.history),
             time=settings.time,
         ),
-        scorer=AttentionWeightedCosine(**config.scorer.model_dump()),
+        scorer=AttentionWeightedCosine(
+            **config.scorer.model_dump(exclude={"item_tokens", "events"})
+        ),
         retrieval=tasks.Retrieval(
             group=loss.group, logq=loss.logq, temperature=loss.temperature
         ),

@@ -74,6 +74,8 @@ class ItemTower(tf_keras.layers.Layer):
     Args:
       encoders: See `FeatureTokens`; that of `id` first.
       candidate, event: The ranking's encoders of `id`.
+      most: Tokens of an item that the ranking reads, at least 2: the vector, the id, and
+        the first real ones of the others.
       wide: e. Who follows whom is learned pair by pair, so ids need more room than the
         retrieval's vectors.
     """
@@ -84,11 +86,12 @@ class ItemTower(tf_keras.layers.Layer):
         *,
         candidate: tf_keras.layers.Layer,
         event: tf_keras.layers.Layer,
+        most: int,
         wide: int,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.features = FeatureTokens(encoders)
+        self.features, self.most = FeatureTokens(encoders), most
         self.candidate_id, self.event_id = candidate, event
         self.pool_norm = tf_keras.layers.LayerNormalization(epsilon=1e-6)
         self.widen, self.widen_event = _dense(wide), _dense(wide)
@@ -108,13 +111,22 @@ class ItemTower(tf_keras.layers.Layer):
         return self.widen_event(tf.stop_gradient(vector)) + own
 
     def call(self, features, training=None):
-        """Tokens `[R, 1 + t, e]` of candidates, the item's vector first, and their mask."""
+        """Tokens `[R, m, e]` of candidates and their mask: the item's vector, its id, and
+        those at `places` of all the others."""
         vector = self.vector(features, training=training)[:, None]
         own, known = self.candidate_id(features["id"][:, None], training=training)
         tokens, mask = self.features(features, training=training)
-        shared = self.widen(tf.stop_gradient(tf.concat([vector, tokens[:, 1:]], 1)))
+        places = self.places(mask)
+        rest, real = (tf.gather(part, places, batch_dims=1) for part in (tokens, mask))
+        shared = self.widen(tf.stop_gradient(tf.concat([vector, rest], 1)))
         tokens = tf.concat([shared[:, :1], own, shared[:, 1:]], 1)
-        return tokens, tf.concat([tf.ones_like(known), known, mask[:, 1:]], 1)
+        return tokens, tf.concat([tf.ones_like(known), known, real], 1)
+
+    def places(self, mask):
+        """Where the tokens beside vector and id stand among those of the columns: the first
+        real ones behind the id. `[R, t]` mask to `[R, m - 2]` places."""
+        padding = tf.cast(~mask[:, 1:], tf.int32)
+        return 1 + tf.argsort(padding, 1, stable=True)[:, : self.most - 2]
 
 
 class UserTower(tf_keras.layers.Layer):

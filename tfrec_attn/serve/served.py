@@ -50,9 +50,6 @@ class Served(tf.Module):
         fixed = lambda value, name: tf.Variable(value, trainable=False, name=name)
         self.item_ids = fixed(np.append(items.ids, "").astype(str), "item_ids")
         self.item_texts = fixed(np.append(items.texts, "").astype(str), "item_texts")
-        self.item_words = fixed(
-            np.where(words == "", "", np.char.add("text=", words)), "item_words"
-        )
         self.item_row = Lookup(items.ids, name="item_row")
         self.user_row = Lookup(users.ids, name="user_row")
         # One more row: what is known of a user nobody has seen.
@@ -61,11 +58,7 @@ class Served(tf.Module):
             name: fixed(np.concatenate([value, nothing(value)]), f"user_{name}")
             for name, value in user_features.items()
         }
-        # Which values an item's tokens stand for, to name them in `explain`.
-        self.item_values = {
-            name: fixed(items.features[name], f"item_{name}")
-            for name in self.item_columns.words
-        }
+        self.item_token = fixed(self._item_token_names(items, words), "item_token")
         self.histories = Histories(self.item_row, len(items), **history, length=length)
 
     def user_specs(self) -> dict[str, tf.TensorSpec]:
@@ -144,22 +137,28 @@ class Served(tf.Module):
             "item_contributions": tf.reduce_sum(pairs, 1),
             "user_contributions": tf.reduce_sum(pairs, 2),
             "attention": attention * known[:, None, None],
-            "item_token": self._item_token_names(at, row >= 0),
+            "item_token": tf.where((row >= 0)[:, None], tf.gather(self.item_token, at), ""),
             "user_token": self._user_token_names(about, user.mask),
             "known_item": row >= 0,
             "known_user": about["known_user"],
         }
 
-    def _item_token_names(self, row, known):
-        names = [tf.fill([tf.shape(row)[0], 1], "item")]
-        for name in self.index.model.item_tower.features.encoders:
-            if name == "text":
-                names.append(tf.gather(self.item_words, row))
-            else:
-                value = tf.gather(self.item_values.get(name, self.item_ids), row)
-                names.append(self.item_columns.token_names(name, value))
-        real = tf.gather(self.index.mask, row) & known[:, None]
-        return tf.where(real, tf.concat(names, 1), "")
+    def _item_token_names(self, items, words, block: int = 4096) -> np.ndarray:
+        """`[I, m]`: what each token of each item stands for, empty at padding."""
+        tower, features = self.index.model.item_tower, self.index.model.items
+        found = []
+        for rows in np.split(np.arange(len(items)), range(block, len(items), block)):
+            text = np.where(words[rows] == "", "", np.char.add("text=", words[rows]))
+            value = lambda name, at=rows: tf.constant(items.features.get(name, at)[at])
+            names = [
+                text if name == "text" else self.item_columns.token_names(name, value(name))
+                for name in tower.features.encoders
+            ]
+            _, mask = tower.features(features.rows(rows))
+            names = tf.gather(tf.concat(names, 1), tower.places(mask), batch_dims=1)
+            frame = np.tile(["item", "id"], (len(rows), 1))
+            found.append(tf.concat([frame, names], 1))
+        return np.where(self.index.mask, tf.concat(found, 0).numpy().astype(str), "")
 
     def _user_token_names(self, about, mask):
         history = about["events"]["history"]
