@@ -11,7 +11,8 @@ from tfrec_attn import config, fit
 
 
 def settings(**changes):
-    return config.validate({"train": {"batch_size": 8, "patience": 2, **changes}}).train
+    start = {"batch_size": 8, "patience": 2, "ranking_epochs": 0}
+    return config.validate({"train": {**start, **changes}}).train
 
 
 def values(model):
@@ -61,6 +62,42 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
     assert any((a != b).any() for a, b in zip(*validate.seen[2:], strict=True))
 
 
+def test_the_ranking_goes_on_from_the_best_retrieval_and_leaves_it(tmp_path):
+    """Of three epochs of retrieval the second is the best; of two of ranking the last."""
+    model, seen = build(), []
+    retrieval = [model.item_tower.features, model.item_tower.pool_norm, model.user_tower]
+    ranking = [model.item_tower.candidate_id, model.user_tokens, model.scorer]
+    of = lambda layers: [v.numpy() for layer in layers for v in layer.trainable_variables]
+    figures = iter([0.1, 0.3, 0.2, 0.1, 0.4])
+
+    def validate():
+        seen.append((of(retrieval), of(ranking), model.stage, float(model.share)))
+        return {"ndcg@10": np.array([next(figures, 0.0)])}
+
+    history = train(model, validate, tmp_path, epochs=3, ranking_epochs=2)
+    same = lambda one, two: all((a == b).all() for a, b in zip(one, two, strict=True))
+    assert [line["stage"] for line in history] == ["retrieval"] * 3 + ["ranking"] * 2
+    assert [stage for _, _, stage, _ in seen[:5]] == [line["stage"] for line in history]
+    assert [share for *_, share in seen[:5]] == [0, 0, 0, 1, 1]
+    for at, (towers, own, _, _) in enumerate(seen):
+        assert same(towers, seen[1][0]) == (at == 1 or at > 2)
+        assert same(own, seen[0][1]) == (at < 3)
+    assert same(of(ranking), seen[4][1])
+
+
+@pytest.mark.parametrize(
+    ("settings_", "loss", "want"),
+    [
+        ({"epochs": 7, "ranking_epochs": 3}, {}, {"retrieval": 7, "ranking": 3}),
+        ({"epochs": 7, "ranking_epochs": 0}, {}, {"both": 7}),
+        ({"epochs": 7, "ranking_epochs": 3}, {"ranking": 0.0}, {"both": 7}),
+    ],
+)
+def test_the_stages_of_a_training(settings_, loss, want):
+    made = config.validate({"train": settings_, "loss": loss})
+    assert fit.stages(made.train, made.loss) == want
+
+
 @pytest.mark.parametrize(
     ("figures", "chosen"),
     [
@@ -97,7 +134,8 @@ def test_the_history_is_a_line_an_epoch(stopped):
     assert [json.loads(line) for line in lines] == history
     for line in history:
         assert {"train_loss", "train_retrieval", "ndcg@10", "hr@10"} <= set(line)
-        assert np.isfinite(list(line.values())).all()
+        assert line["stage"] == "both"
+        assert np.isfinite([v for k, v in line.items() if k != "stage"]).all()
 
 
 def test_a_run_that_was_stopped_does_not_train_on(stopped):

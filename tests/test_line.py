@@ -35,7 +35,8 @@ def arguments(tables, out, *more):
         "examples.history=4",
         "examples.targets=3",
         "train.batch_size=8",
-        "train.epochs=3",
+        "train.epochs=2",
+        "train.ranking_epochs=2",
         "index.shortlist=11",
         "loss.hard_negatives=5",
         "loss.negatives=13",
@@ -68,20 +69,28 @@ def test_a_run_holds_what_it_was(run):
         assert (run / name).stat().st_size
     test = json.loads((run / "metrics.json").read_text())["test"]
     assert set(test) == {"random", "popularity", "retrieval", "retrieval + ranking"}
-    assert len(history(run)) == 3
+    stages = [(line["epoch"], line["stage"]) for line in history(run)]
+    assert stages == [(1, "retrieval"), (2, "retrieval"), (3, "ranking"), (4, "ranking")]
+    assert "train_ranking" not in history(run)[0]
+    assert "train_retrieval" not in history(run)[2]
 
 
 def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     assert train.main(arguments(tables, tmp_path)) == 0
     for again, first in zip(history(tmp_path), history(run), strict=True):
+        assert again.pop("stage") == first.pop("stage")
         assert again == pytest.approx(first, rel=1e-5)
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monkeypatch):
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    run, tables, tmp_path, monkeypatch, done
+):
+    """In the first stage, between the two, and in the second."""
     keep = fit.Keeper.on_epoch_end
 
     def die(self, epoch, logs=None):
-        if epoch == 1:
+        if len(self.history) == done:
             raise KeyboardInterrupt
         keep(self, epoch, logs)
 
@@ -89,16 +98,17 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path, monke
         patch.setattr(fit.Keeper, "on_epoch_end", die)
         with pytest.raises(KeyboardInterrupt):
             train.main(arguments(tables, tmp_path))
-    assert len(history(tmp_path)) == 1
+    assert len(history(tmp_path)) == done
     assert train.main(arguments(tables, tmp_path, "--resume")) == 0
     # Sums may differ in their last bit; a state that is not restored differs by 1e-4.
     for resumed, whole in zip(history(tmp_path), history(run), strict=True):
+        assert resumed.pop("stage") == whole.pop("stage")
         assert resumed == pytest.approx(whole, rel=1e-5)
 
 
 def test_two_replicas_train(tables, tmp_path):
     assert train.main(arguments(tables, tmp_path, "--strategy", "mirrored")) == 0
-    assert len(history(tmp_path)) == 3
+    assert len(history(tmp_path)) == 4
     assert np.isfinite([line["train_loss"] for line in history(tmp_path)]).all()
 
 

@@ -215,6 +215,8 @@ class Train(_Section):
 
     Attributes:
       epochs: At most so many passes over the training targets.
+      ranking_epochs: At most so many more, in which the ranking and the feedback are
+        trained and the retrieval stays as it is; 0 trains all together in `epochs`.
       batch_size: Examples of a step, over all replicas.
       learning_rate: Peak of AdamW's schedule.
       warmup: Share of all steps over which the rate rises; it decays as a cosine after.
@@ -229,6 +231,7 @@ class Train(_Section):
     """
 
     epochs: Positive = 60
+    ranking_epochs: int = pydantic.Field(8, ge=0)
     batch_size: Positive = 64
     learning_rate: float = pydantic.Field(2e-3, gt=0)
     warmup: float = pydantic.Field(0.05, ge=0, lt=1)

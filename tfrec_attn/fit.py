@@ -72,8 +72,26 @@ def fit(
       ValueError: When `settings.monitor` is no metric of `validate`.
       FloatingPointError: When a loss is not finite; names epoch and batch.
     """
+    history: list[dict[str, Any]] = []
+    for stage, epochs in stages(settings, model.settings).items():
+        keeper = Keeper(model, validate, out, settings, stage, history)
+        _train(model, examples, keeper, epochs, settings, out, resume)
+    keeper.settle()
+    return history
+
+
+def stages(settings: Any, loss: Any) -> dict[str, int]:
+    """What is trained in turn, and for how many epochs at most."""
+    if not (settings.ranking_epochs and loss.ranking):
+        return {"both": settings.epochs}
+    return {"retrieval": settings.epochs, "ranking": settings.ranking_epochs}
+
+
+def _train(model, examples, keeper, epochs, settings, out, resume) -> None:
+    """One stage, from its start or from the last state of it."""
     per_epoch = batches.steps(examples, settings.batch_size)
-    rate = schedule(per_epoch * settings.epochs, settings)
+    rate = schedule(per_epoch * epochs, settings)
+    keeper.begin()
     with model.distribute_strategy.scope():
         model.compile(
             optimizer=tf_keras.optimizers.AdamW(
@@ -82,14 +100,11 @@ def fit(
         )
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
-    keeper = Keeper(model, validate, out, settings.monitor, settings.patience)
-    if resume:
-        keeper.restore()
-    if keeper.stopped or keeper.done >= settings.epochs:
-        keeper.settle()
-        return keeper.history
+    keeper.watch(resume)
+    if keeper.stopped or keeper.done >= epochs:
+        return
     stream = batches.training(
-        examples, settings.batch_size, seed=settings.seed, epoch=keeper.done
+        examples, settings.batch_size, seed=settings.seed, epoch=len(keeper.history)
     )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
@@ -98,19 +113,19 @@ def fit(
     targets = len(examples.targets)
     model.fit(
         stream.with_options(options),
-        epochs=settings.epochs,
+        epochs=epochs,
         initial_epoch=keeper.done,
         steps_per_epoch=per_epoch,
         verbose=0,
         callbacks=[
             StopAtNaN(),
             keeper,
-            Progress(per_epoch, targets / per_epoch),
-            tf_keras.callbacks.TensorBoard(out / "tensorboard", write_graph=False),
+            Progress(per_epoch, targets / per_epoch, keeper.stage),
+            tf_keras.callbacks.TensorBoard(
+                out / "tensorboard" / keeper.stage, write_graph=False
+            ),
         ],
     )
-    keeper.settle()
-    return keeper.history
 
 
 def schedule(
@@ -141,44 +156,72 @@ class StopAtNaN(tf_keras.callbacks.Callback):
 
 
 class Keeper(tf_keras.callbacks.Callback):
-    """Validates after each epoch, keeps the last and the best state, stops early."""
+    """Validates after each epoch, keeps the last and the best state, stops early.
 
-    def __init__(self, model, validate, out: Path, monitor: str, patience: int):
+    Args:
+      model: Of `validate`.
+      validate: See `fit`.
+      out: The run's folder.
+      settings: See `config.Train`.
+      stage: What is trained now.
+      history: A line for each epoch of the stages before; this one's are appended.
+    """
+
+    def __init__(self, model, validate, out: Path, settings, stage: str, history: list):
         super().__init__()
         self.validate, self.out = validate, out
-        self.monitor, self.patience = monitor, patience
-        self.history: list[dict[str, float]] = []
+        self.monitor, self.patience = settings.monitor, settings.patience
+        self.stage, self.history = stage, history
+        self.before = len(history)
         self.recommender = model
+        self.place = out / "checkpoints"
+
+    def begin(self) -> None:
+        """Readies the model for the stage: the ranking goes on from the best retrieval."""
+        model = self.recommender
+        model.stage = self.stage
+        if self.stage == "ranking":
+            weights(model).read(str(self.place / "best-retrieval")).expect_partial()
+        # Until there is a ranking the retrieval is measured alone.
+        model.share.assign(float(self.stage != "retrieval" and model.settings.ranking > 0))
+
+    def watch(self, resume: bool) -> None:
+        """Takes the compiled model, and with `resume` goes on after the stage's last
+        complete epoch, where there is one."""
+        model = self.recommender
         self.state = tf.train.Checkpoint(
             model=model, optimizer=model.optimizer, dropout=generators(model)
         )
-        place = out / "checkpoints"
-        self.last = tf.train.CheckpointManager(self.state, place, 1, checkpoint_name="last")
-        self.best = place / "best"
-
-    @property
-    def done(self) -> int:
-        return len(self.history)
-
-    @property
-    def stopped(self) -> bool:
-        return bool(self.history) and self.done - 1 - self._best_epoch() >= self.patience
-
-    def _best_epoch(self) -> int:
-        return int(np.argmax([line[self.monitor] for line in self.history]))
-
-    def restore(self) -> None:
-        """Goes on from the last complete epoch; begins anew where there is none."""
-        if not self.last.latest_checkpoint:
+        self.last = tf.train.CheckpointManager(
+            self.state, self.place / self.stage, 1, checkpoint_name="last"
+        )
+        if not resume or not self.last.latest_checkpoint:
             return
         done = int(Path(self.last.latest_checkpoint).name.split("-")[-1])
         lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
-        self.history = [json.loads(line) for line in lines[:done]]
+        self.history += [json.loads(line) for line in lines[self.before : done]]
         self.state.restore(self.last.latest_checkpoint).assert_consumed()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Of this stage."""
+        return self.history[self.before :]
+
+    @property
+    def done(self) -> int:
+        return len(self.lines)
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.lines) and self.done - 1 - self._best_epoch() >= self.patience
+
+    def _best_epoch(self) -> int:
+        return int(np.argmax([line[self.monitor] for line in self.lines]))
 
     def on_epoch_end(self, epoch, logs=None):
         # The meters are of the epoch; `logs` may be one replica's.
-        line = {"epoch": epoch + 1, **{f"train_{k}": float(v) for k, v in logs.items()}}
+        line = {"epoch": len(self.history) + 1, "stage": self.stage}
+        line |= {f"train_{k}": float(v) for k, v in logs.items()}
         found = metrics.summary(self.validate())
         if self.monitor not in found:
             raise ValueError(
@@ -188,13 +231,14 @@ class Keeper(tf_keras.callbacks.Callback):
         logs.update({f"val_{name}": value for name, value in found.items()})
         self.history.append({**line, **found})
         if self._best_epoch() == self.done - 1:
-            weights(self.recommender).write(str(self.best))
+            weights(self.recommender).write(str(self.place / f"best-{self.stage}"))
+            weights(self.recommender).write(str(self.place / "best"))
         # The line first: a checkpoint without its line could not be resumed from.
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
         partial = self.out / "history.jsonl.partial"
         partial.write_text(text, "utf-8")
         partial.replace(self.out / "history.jsonl")
-        self.last.save(checkpoint_number=self.done)
+        self.last.save(checkpoint_number=len(self.history))
         self.model.stop_training = self.stopped
 
     def settle(self) -> None:
@@ -208,7 +252,7 @@ class Keeper(tf_keras.callbacks.Callback):
         """
         model, found = self.recommender, {}
         kept = weights(model)
-        kept.read(str(self.best)).expect_partial()
+        kept.read(str(self.place / f"best-{self.stage}")).expect_partial()
         for share in SHARES if model.settings.ranking else ():
             model.share.assign(share)
             found[share] = np.atleast_1d(self.validate()[self.monitor])
@@ -216,7 +260,7 @@ class Keeper(tf_keras.callbacks.Callback):
         sure = [s for s, g in gains.items() if g.mean() > g.std() / len(g) ** 0.5]
         share = max(sure, key=lambda s: gains[s].mean(), default=0.0)
         model.share.assign(share)
-        kept.write(str(self.best))
+        kept.write(str(self.place / "best"))
         tried = ", ".join(f"{s:g}: {values.mean():.4f}" for s, values in found.items())
         logger.info("share of the scorer: %g (%s)", share, tried or "not trained")
 
@@ -239,15 +283,17 @@ def weights(model: Recommender) -> tf.train.Checkpoint:
 class Progress(tf_keras.callbacks.Callback):
     """A bar for each epoch: loss, targets a second, time left; then the validation."""
 
-    def __init__(self, steps: int, targets: float):
+    def __init__(self, steps: int, targets: float, stage: str):
         super().__init__()
-        self.steps, self.targets = steps, targets
+        self.steps, self.targets, self.stage = steps, targets, stage
 
     def on_epoch_begin(self, epoch, logs=None):
         self.bar = tqdm(
             total=round(self.steps * self.targets),
             unit="example",
-            desc=f"epoch {epoch + 1}/{self.params['epochs']}",
+            desc=f"{self.stage} epoch {epoch + 1}/{self.params['epochs']}".removeprefix(
+                "both "
+            ),
         )
 
     def on_train_batch_end(self, batch, logs=None):

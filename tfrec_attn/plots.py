@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ def learning_curves(history: Sequence[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     epochs = [line["epoch"] for line in history]
+    values = lambda name: [line.get(name, math.nan) for line in history]
     figure, (losses, found) = plt.subplots(2, 1, sharex=True, figsize=(7, 7))
-    for name in history[0]:
+    for name in dict.fromkeys(name for line in history for name in line):
         if name.startswith("train_"):
-            losses.plot(epochs, [line[name] for line in history], label=name[6:])
+            losses.plot(epochs, values(name), label=name[6:])
         elif name in ("ndcg@10", "hit@10", "mrr"):
-            found.plot(epochs, [line[name] for line in history], label=name)
+            found.plot(epochs, values(name), label=name)
     losses.set(ylabel="training loss")
     found.set(xlabel="epoch", ylabel="validation")
     for axis in (losses, found):

@@ -93,7 +93,7 @@ def of_model(model, shortlist: int) -> Score:
     def score(queries, index, blocked):
         user = users(model, matrices, queries, index)
         cosine = tf.matmul(user.query, matrices.pooled, transpose_b=True)
-        if not shortlist:
+        if not shortlist or tf.equal(model.share, 0.0):
             return cosine.numpy()
         usable = tf.where(blocked, -np.inf, cosine)
         best = tf.math.top_k(usable, min(shortlist, blocked.shape[1])).indices

@@ -146,6 +146,8 @@ class Recommender(tfrs.Model):
         self.positives_of = positives_of
         self.settings = settings
         self.order = getattr(tasks, settings.order)
+        # What a step trains: `retrieval`, `ranking` (and the feedback head), or `both`.
+        self.stage = "both"
         self.shortlist = max(shortlist, settings.hard_negatives)
         self.positives, self.seed = tf.constant(positives), seed
         # How much of the score counts; `fit.settle` chooses it on the validation fold.
@@ -292,6 +294,16 @@ class Recommender(tfrs.Model):
         """The weighted sum of losses of one replica's examples; over replicas they add up
         to the mean over the targets of the whole batch."""
         settings, step = self.settings, self._step(inputs, training)
+        total = 0.0
+        if self.stage != "ranking":
+            total += settings.retrieval * self._retrieval(step)
+        if settings.ranking and self.stage != "retrieval":
+            total += self._ranking(step)
+        if settings.feedback and self.stage != "retrieval":
+            total += settings.feedback * self._feedback(step)
+        return total
+
+    def _retrieval(self, step):
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
         weight = flat(step.positive)
         losses = self.retrieval(
@@ -304,12 +316,7 @@ class Recommender(tfrs.Model):
             real=weight > 0,
             frequency=self.frequency,
         )
-        total = settings.retrieval * self._mean("retrieval", losses, weight)
-        if settings.ranking:
-            total += self._ranking(step)
-        if settings.feedback:
-            total += settings.feedback * self._feedback(step)
-        return total
+        return self._mean("retrieval", losses, weight)
 
     def train_step(self, inputs):
         """One step of the optimizer; reports means over the epoch so far."""
@@ -323,7 +330,16 @@ class Recommender(tfrs.Model):
         # A mean over replicas of each one's share is one replica's part of the sum.
         self.meters["loss"].update_state(total * tf.cast(replicas, tf.float32))
         self.steps.assign_add(1)
-        return {name: meter.result() for name, meter in self.meters.items()}
+        return {name: meter.result() for name, meter in self._shown()}
+
+    def _shown(self):
+        """The meters of the losses that are trained."""
+        for name, meter in self.meters.items():
+            stage = "retrieval" if name == "retrieval" else "ranking"
+            if name == "loss" or (
+                getattr(self.settings, name) and self.stage in (stage, "both")
+            ):
+                yield name, meter
 
     @property
     def metrics(self):
@@ -340,7 +356,10 @@ class Recommender(tfrs.Model):
             }
         )
         features = self.items.rows(items, without=("text",))
-        vectors = self.item_tower.vector(features, training=training)
+        # The ranking on its own takes the towers as they are served.
+        learned = training and self.stage != "ranking"
+        still = tf.identity if self.stage != "ranking" else tf.stop_gradient
+        vectors = self.item_tower.vector(features, training=learned)
         user = {
             "profile": self.users.rows(batch["user"]),
             "events": tf.gather(vectors, at["history"]),
@@ -348,7 +367,7 @@ class Recommender(tfrs.Model):
             "feedback": batch["history_feedback"],
             "time": batch["history_time"],
         }
-        tokens, prefix = self.user_tower(user, training=training)
+        tokens, prefix = self.user_tower(user, training=learned)
         seen, time = batch["target_seen"], batch["target_time"]
         gaps = request_gap(batch["history_time"], seen, time)
         label = batch["target_feedback"]
@@ -358,9 +377,9 @@ class Recommender(tfrs.Model):
             items=items,
             at=at,
             event=self.item_tower.event(vectors, features["id"], training=training),
-            profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], training),
-            pooled=self.item_tower.pool(vectors),
-            query=self.user_tower.query(tokens, prefix, seen, gaps),
+            profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
+            pooled=still(self.item_tower.pool(vectors)),
+            query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
             taken=sampling.taken(
                 self.positives_of, batch["user"], items, self.frequency.shape[0]
             ),

@@ -113,9 +113,9 @@ class ItemTower(tf_keras.layers.Layer):
     def call(self, features, training=None):
         """Tokens `[R, m, e]` of candidates and their mask: the item's vector, its id, and
         those at `places` of all the others."""
-        vector = self.vector(features, training=training)[:, None]
+        vector = self.vector(features)[:, None]
         own, known = self.candidate_id(features["id"][:, None], training=training)
-        tokens, mask = self.features(features, training=training)
+        tokens, mask = self.features(features)
         places = self.places(mask)
         rest, real = (tf.gather(part, places, batch_dims=1) for part in (tokens, mask))
         shared = self.widen(tf.stop_gradient(tf.concat([vector, rest], 1)))
