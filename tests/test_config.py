@@ -16,6 +16,7 @@ from tfrec_attn.labels import LABELS
         (["schema.itemz.id=x"], r"Unknown setting schema.itemz; .*Did you mean items\?"),
         (["schema.items.idd=x"], r"Unknown setting schema.items.idd; .*mean id\?"),
         (["model.heads=3"], "Setting model: heads must divide dim: got heads=3, dim=64"),
+        (["loss.distillation=1"], "loss.distillation needs train.ranking_epochs=0: .*=8"),
         (["scorer.heads=3"], "Setting scorer: heads must divide dim: got heads=3, dim=128"),
         (["train.epochs=0"], r"Setting train.epochs: .* greater than 0. Received: 0"),
         (["train.epochs=many"], "Setting train.epochs: .* Received: 'many'"),

@@ -177,7 +177,7 @@ class Loss(_Section):
         or none (`pointwise`).
       label_smoothing: Share of the truth that the ranking's target gives to the others.
       distillation: Weight of what the retrieval learns from the order that the ranking
-        gives; with it the ranking moves the towers, too.
+        gives; only with `train.ranking_epochs` 0, as else the retrieval is done before.
       feedback: Weight of the classification of the feedback label.
       negatives: Items with a training event that are drawn uniformly a step, shared by its
         targets; at least the catalogue's size means all of them.
@@ -274,6 +274,17 @@ class Config(_Section):
     train: Train = Train()
     index: Index = Index()
 
+    @pydantic.model_validator(mode="after")
+    def _one_stage(self) -> "Config":
+        if self.loss.distillation and self.train.ranking_epochs:
+            raise ValueError(
+                "loss.distillation needs train.ranking_epochs=0: the retrieval learns from "
+                f"the ranking only where both are trained at once. Received: "
+                f"loss.distillation={self.loss.distillation}, "
+                f"train.ranking_epochs={self.train.ranking_epochs}"
+            )
+        return self
+
 
 def load(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
     """Reads a TOML file, then applies `section.field=value` overrides in order.
@@ -331,7 +342,8 @@ def _explain(error: Any) -> str:
         return f"Unknown setting {place}; known here: {', '.join(known)}.{hint}"
     message = error["msg"].removeprefix("Value error, ")
     received = "" if isinstance(error["input"], dict) else f" Received: {error['input']!r}."
-    return f"Setting {place}: {message.rstrip('.')}.{received}"
+    where = f"Setting {place}: " if place else ""
+    return f"{where}{message.rstrip('.')}.{received}"
 
 
 def _known(location: Iterable[Any]) -> list[str]:

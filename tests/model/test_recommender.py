@@ -19,6 +19,7 @@ SETTINGS = {
     "examples": {"history": LENGTH, "targets": TARGETS, "positives": LABELS[:3]},
     "model": {"dim": 8, "dropout": 0.0, "id_dropout": 0.0},
     "scorer": {"dropout": 0.0, "dim": 6},
+    "train": {"ranking_epochs": 0},
     "loss": {
         "group": TARGETS,
         "negatives": ITEMS,
