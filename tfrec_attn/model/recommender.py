@@ -393,10 +393,8 @@ class Recommender(tfrs.Model):
         that trained it the retrieval is surer than it ever is again."""
         settings = self.settings
         pick = sampling.targets(step.positive, settings.ranked_targets, self._seed(1))
-        target, own = (
-            tf.gather_nd(step.at["target"], pick),
-            lambda x: tf.gather(x, pick[:, 0]),
-        )
+        own = lambda value: tf.gather(value, pick[:, 0])
+        target = tf.gather_nd(step.at["target"], pick)
         query, taken = tf.gather_nd(step.query, pick), own(step.taken)
         hard, real = sampling.shortlist(
             query,
