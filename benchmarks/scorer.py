@@ -62,9 +62,9 @@ def inputs(count: int, users: int = 1, real: float = 1.0) -> dict[str, np.ndarra
 
 def tensorflow():
     """TensorFlow on our cores, and `inputs` as its tensors."""
-    import tfrec_attn  # noqa: F401  (before TensorFlow: the switch to Keras 2)
+    from tfrec_attn.keras_binding import switch_on
 
-    # isort: split
+    switch_on()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(CORES)

@@ -109,7 +109,7 @@ def keras() -> Iterator[Finding]:
     way_out = "Import tfrec_attn first." if first else ""
     yield Finding("import order", NOTE if first else OK, order, way_out)
     importlib.import_module("tensorflow_recommenders")
-    importlib.import_module("transformers").TFBertModel  # noqa: B018  (loads its module)
+    importlib.import_module("transformers.models.bert.modeling_tf_bert")
     yield Finding("libraries on keras", OK, "TFRS and transformers' TFBertModel load")
 
 

@@ -4,6 +4,8 @@ The same class as in `tfrec_attn.layers`, with the same weights in the same orde
 `keras3_layer.set_weights(tf_keras_layer.get_weights())` gives the same scores.
 """
 
+from typing import ClassVar
+
 import keras
 
 from tfrec_attn import layers
@@ -24,4 +26,4 @@ class AttentionWeightedCosine(layers.Scorer, keras.layers.Layer):
     __doc__ = layers.AttentionWeightedCosine.__doc__
 
     keras = keras
-    float32 = {"autocast": False}  # noqa: RUF012
+    float32: ClassVar = {"autocast": False}

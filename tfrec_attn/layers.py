@@ -6,6 +6,7 @@ same weights.
 """
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -38,7 +39,7 @@ class Scorer:
     """
 
     keras: object
-    float32: dict
+    float32: ClassVar[dict[str, bool]]
 
     def __init__(
         self,
@@ -218,7 +219,7 @@ class AttentionWeightedCosine(Scorer, tf_keras.layers.Layer):
     """
 
     keras = tf_keras
-    float32 = {"experimental_autocast": False}  # noqa: RUF012
+    float32: ClassVar = {"experimental_autocast": False}
 
 
 @tf_keras.utils.register_keras_serializable("tfrec_attn")

@@ -117,8 +117,9 @@ def main(argv=None) -> int:
     try:
         result = run(settings(args), Path(args.out), resume=args.resume)
     except (OSError, ValueError, FloatingPointError) as error:
-        what = getattr(error, "strerror", None)
-        message = f"{error.filename}: {what}." if what else error  # type: ignore[union-attr]
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}."
         print(f"tfrec_attn.train: {message}", file=sys.stderr)
         return 2
     print(json.dumps(result))

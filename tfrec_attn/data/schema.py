@@ -8,7 +8,7 @@ it can be pasted into the config and corrected. An empty string or dict means "n
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 from pydantic import AfterValidator
@@ -199,7 +199,7 @@ class Schema(_Settings):
     def to_toml(self, prefix: str = "schema") -> str:
         """The schema as TOML tables below `prefix`, to paste into a run's config."""
         lines: list[str] = [
-            f"# Kinds of columns: {', '.join(Kind.__args__)}.",  # type: ignore[attr-defined]
+            f"# Kinds of columns: {', '.join(get_args(Kind))}.",
         ]
         # A default goes without saying; `columns = {}` is none: it says "no features".
         for name, table in self.model_dump(exclude_defaults=True).items():

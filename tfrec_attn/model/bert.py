@@ -17,6 +17,7 @@ from tfrec_attn.keras_binding import require_legacy_keras
 
 require_legacy_keras()
 
+# Only now: without the check it would fail on Keras 3 without the way out.
 import transformers  # noqa: E402
 
 _log = logging.getLogger(__name__)

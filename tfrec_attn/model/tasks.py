@@ -13,6 +13,7 @@ from tfrec_attn.labels import LABELS
 
 require_legacy_keras()
 
+# Only now: without the check it would fail on Keras 3 without the way out.
 import tensorflow_recommenders as tfrs  # noqa: E402
 
 
