@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from tests.model.test_recommender import RETRIEVAL, build, shop
 from tfrec_attn import config, fit
@@ -64,7 +65,7 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
 
 def test_the_ranking_goes_on_from_the_best_retrieval_and_leaves_it(tmp_path):
     """Of three epochs of retrieval the second is the best; of two of ranking the last."""
-    model, seen = build(), []
+    model, seen = build(ranked_targets=8), []
     retrieval = [model.item_tower.features, model.item_tower.pool_norm, model.user_tower]
     ranking = [model.item_tower.candidate_id, model.user_tokens, model.scorer]
     of = lambda layers: [v.numpy() for layer in layers for v in layer.trainable_variables]
@@ -119,8 +120,22 @@ def test_the_scorer_counts_as_much_as_surely_helps_on_the_validation_fold(
     train(model, validate, tmp_path, epochs=1)
     assert model.share == chosen
     again = build()
-    fit.weights(again).read(str(tmp_path / "checkpoints" / "best")).expect_partial()
+    fit.weights(again).read(str(tmp_path / "checkpoints" / "best")).assert_consumed()
     assert again.share == chosen
+
+
+def test_what_is_kept_is_the_model_and_no_optimizer(stopped):
+    """A new optimizer would take up the counter of an old one, and its learning rate."""
+    out, model, _, _ = stopped
+    names = dict(tf.train.list_variables(str(out / "checkpoints" / "best")))
+    assert not [name for name in names if "optimizer" in name]
+    count = len(model.trainable_variables) + 1  # and the share
+    assert len([name for name in names if name.endswith("VARIABLE_VALUE")]) == count
+    again = build(**RETRIEVAL)
+    fit.weights(again).read(str(out / "checkpoints" / "best")).assert_consumed()
+    again.compile(optimizer=tf_keras.optimizers.AdamW(0.5))
+    again.optimizer.build(again.trainable_variables)
+    assert int(again.optimizer.iterations) == 0
 
 
 def test_a_scorer_that_was_not_trained_does_not_count(stopped):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tfrec_attn import metrics
 from tfrec_attn.data import batches
-from tfrec_attn.data.examples import Examples
+from tfrec_attn.data.examples import Examples, make
 from tfrec_attn.model.recommender import Recommender
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,11 @@ def fit(
     history: list[dict[str, Any]] = []
     for stage, epochs in stages(settings, model.settings).items():
         keeper = Keeper(model, validate, out, settings, stage, history)
-        _train(model, examples, keeper, epochs, settings, out, resume)
+        shown, size = examples, settings.batch_size
+        if stage == "ranking":
+            replicas = model.distribute_strategy.num_replicas_in_sync
+            shown, size = one_by_one(examples), model.settings.ranked_targets * replicas
+        _train(model, shown, size, keeper, epochs, settings, out, resume)
     keeper.settle()
     return history
 
@@ -87,9 +91,15 @@ def stages(settings: Any, loss: Any) -> dict[str, int]:
     return {"retrieval": settings.epochs, "ranking": settings.ranking_epochs}
 
 
-def _train(model, examples, keeper, epochs, settings, out, resume) -> None:
-    """One stage, from its start or from the last state of it."""
-    per_epoch = batches.steps(examples, settings.batch_size)
+def one_by_one(examples: Examples) -> Examples:
+    """The same targets, each with a window of its own: targets that share one are of one
+    user, and a step learns more from as many of different users."""
+    return make(examples.history, examples.targets, length=examples.length)
+
+
+def _train(model, examples, size, keeper, epochs, settings, out, resume) -> None:
+    """One stage, in steps of `size` examples, from its start or from its last state."""
+    per_epoch = batches.steps(examples, size)
     rate = schedule(per_epoch * epochs, settings)
     keeper.begin()
     with model.distribute_strategy.scope():
@@ -104,7 +114,7 @@ def _train(model, examples, keeper, epochs, settings, out, resume) -> None:
     if keeper.stopped or keeper.done >= epochs:
         return
     stream = batches.training(
-        examples, settings.batch_size, seed=settings.seed, epoch=len(keeper.history)
+        examples, size, seed=settings.seed, epoch=len(keeper.history)
     )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
@@ -181,7 +191,7 @@ class Keeper(tf_keras.callbacks.Callback):
         model = self.recommender
         model.stage = self.stage
         if self.stage == "ranking":
-            weights(model).read(str(self.place / "best-retrieval")).expect_partial()
+            weights(model).read(str(self.place / "best-retrieval")).assert_consumed()
         # Until there is a ranking the retrieval is measured alone.
         model.share.assign(float(self.stage != "retrieval" and model.settings.ranking > 0))
 
@@ -252,7 +262,7 @@ class Keeper(tf_keras.callbacks.Callback):
         """
         model, found = self.recommender, {}
         kept = weights(model)
-        kept.read(str(self.place / f"best-{self.stage}")).expect_partial()
+        kept.read(str(self.place / f"best-{self.stage}")).assert_consumed()
         for share in SHARES if model.settings.ranking else ():
             model.share.assign(share)
             found[share] = np.atleast_1d(self.validate()[self.monitor])
@@ -276,8 +286,8 @@ def generators(model: Recommender) -> list:
 
 
 def weights(model: Recommender) -> tf.train.Checkpoint:
-    """What a trained model is: its variables, without the optimizer's."""
-    return tf.train.Checkpoint(model=model)
+    """What a trained model is: what it learned, without optimizer and counters."""
+    return tf.train.Checkpoint(**model.learned)
 
 
 class Progress(tf_keras.callbacks.Callback):

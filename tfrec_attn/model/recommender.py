@@ -159,6 +159,12 @@ class Recommender(tfrs.Model):
         }
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
 
+    @property
+    def learned(self) -> dict[str, tf.Module | tf.Variable]:
+        """All that training changes and a trained model needs, by name."""
+        names = "item_tower user_tower user_tokens scorer retrieval feedback share"
+        return {name: getattr(self, name) for name in names.split()}
+
     # What is served.
 
     def encode_items(self, block: int = 4096) -> ItemMatrices:

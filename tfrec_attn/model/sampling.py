@@ -58,19 +58,18 @@ def taken(positives_of: tf.RaggedTensor, users, items, n_items: int):
 
 
 def targets(weight, count: int, seed):
-    """Some targets of a weight above 0; padding only where there are too few.
+    """Some of the targets whose weight is above 0.
 
     Args:
       weight: `[B, T]`.
-      count: How many, at most B · T.
+      count: How many at most.
 
     Returns:
-      `[R, 2]`: example and place in it.
+      `[R, 2]` int32: example and place in it.
     """
-    chance = tf.random.stateless_uniform(tf.shape(weight), seed)
-    chance = tf.reshape(tf.where(weight > 0, chance, -1.0), [-1])
-    place = tf.math.top_k(chance, min(count, weight.shape.num_elements())).indices
-    return tf.stack([place // weight.shape[1], place % weight.shape[1]], 1)
+    real = tf.cast(tf.where(weight > 0), tf.int32)
+    chance = tf.random.stateless_uniform(tf.shape(real)[:1], seed)
+    return tf.gather(real, tf.argsort(chance)[:count])
 
 
 def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
