@@ -164,21 +164,22 @@ def tune(method: baselines.Method, validation: Fold) -> tuple[dict[str, Any], fl
     return tried[best], reached[best]
 
 
-def model_rows(model, run: Path, asked: Fold, shortlist: int, ks, k: int) -> Iterator[Row]:
+def model_rows(model, run: Path, asked: Fold, index, ks, k: int) -> Iterator[Row]:
     """The model before training, its retrieval alone, and both stages.
 
     Args:
       model: Untrained; has the weights of `run` at the end.
       run: The run's folder.
       asked: The fold.
-      shortlist: Items to re-rank; 0 where the retrieval is served alone.
+      index: See `config.Index`.
       ks, k: See `Fold.ask`.
     """
-    yield asked.ask("untrained", ranking.of_model(model, shortlist), ks, k)
+    both = lambda: ranking.of_model(model, index.shortlist, index.tokens)
+    yield asked.ask("untrained", both(), ks, k)
     runs.restore(model, run)
     yield asked.ask("retrieval", ranking.of_model(model, 0), ks, k)
-    if shortlist:
-        yield asked.ask("retrieval + ranking", ranking.of_model(model, shortlist), ks, k)
+    if index.shortlist:
+        yield asked.ask("retrieval + ranking", both(), ks, k)
 
 
 def figures(

@@ -187,7 +187,8 @@ class Loss(_Section):
       hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
         retrieval would hand on at this step.
       easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
-      ranked_targets: Targets of a step, per replica, that also train the ranking.
+      ranked_targets: Targets of a step, per replica, that train the ranking. In a stage of
+        its own they are drawn one by one from all users, and are the whole step.
       labelled_targets: Targets of a step, per replica, of any label, that train the
         feedback.
       temperature: Initial divisor of the pooled cosine; it is trained.
@@ -205,7 +206,7 @@ class Loss(_Section):
     hard_negatives: Positive = 15
     easy_negatives: int = pydantic.Field(64, ge=0)
     rejected: int = pydantic.Field(4, ge=0)
-    ranked_targets: Positive = 64
+    ranked_targets: Positive = 256
     labelled_targets: Positive = 32
     temperature: float = pydantic.Field(0.07, gt=0)
 
@@ -217,7 +218,8 @@ class Train(_Section):
       epochs: At most so many passes over the training targets.
       ranking_epochs: At most so many more, in which the ranking and the feedback are
         trained and the retrieval stays as it is; 0 trains all together in `epochs`.
-      batch_size: Examples of a step, over all replicas.
+      batch_size: Examples of a step, over all replicas; of the ranking's own stage see
+        `loss.ranked_targets`.
       learning_rate: Peak of AdamW's schedule.
       warmup: Share of all steps over which the rate rises; it decays as a cosine after.
       weight_decay: Of AdamW.
@@ -251,13 +253,14 @@ class Index(_Section):
       shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval
         alone.
       max_k: Most answers to one request; who asks for more gets these.
-      tokens: Dtype in which the export keeps the items' token matrices, the largest part
-        of it. `float16` halves them; scores are then those of the rounded tokens.
+      tokens: Dtype in which the items' token matrices are kept, the largest part of an
+        export: `float16` halves them, `int8` takes a quarter and two bytes a token. Scores
+        are those of the rounded tokens, in `evaluate` as in the export.
     """
 
     shortlist: int = pydantic.Field(100, ge=0)
     max_k: Positive = 100
-    tokens: Literal["float32", "float16"] = "float32"
+    tokens: Literal["float32", "float16", "int8"] = "float32"
 
 
 class Config(_Section):

@@ -43,8 +43,10 @@ def evaluate(
       ValueError: When the fold has no event with a label of `examples.positives`.
     """
     asked = comparison.fold(prepared, fold, most)
-    shortlist = prepared.config.index.shortlist if shortlist is None else shortlist
-    return asked.by_user(asked.ask("", ranking.of_model(model, shortlist), KS))
+    settings = prepared.config.index
+    shortlist = settings.shortlist if shortlist is None else shortlist
+    score = ranking.of_model(model, shortlist, settings.tokens)
+    return asked.by_user(asked.ask("", score, KS))
 
 
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
@@ -55,8 +57,9 @@ def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
         for name in ("random", "popularity")
     }
     scores["retrieval"] = ranking.of_model(model, 0)
-    if shortlist := prepared.config.index.shortlist:
-        scores["retrieval + ranking"] = ranking.of_model(model, shortlist)
+    if (settings := prepared.config.index).shortlist:
+        both = ranking.of_model(model, settings.shortlist, settings.tokens)
+        scores["retrieval + ranking"] = both
     return {
         name: metrics.summary(asked.by_user(asked.ask(name, score, KS)))
         for name, score in scores.items()
@@ -100,8 +103,7 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
     queries, events = asked.queries, asked.events
     left_out: dict[str, str] = {}
     rows = list(comparison.baseline_rows(validation, asked, ks, k, left_out))
-    shortlist = prepared.config.index.shortlist
-    rows += comparison.model_rows(model, folder, asked, shortlist, ks, k)
+    rows += comparison.model_rows(model, folder, asked, prepared.config.index, ks, k)
     counts = np.bincount(events.item, minlength=events.n_items)
     percentile = stats.rankdata(counts) / len(counts)
     seen = queries.stop - examples.begins(queries.history, queries.user)

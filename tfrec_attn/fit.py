@@ -75,11 +75,7 @@ def fit(
     history: list[dict[str, Any]] = []
     for stage, epochs in stages(settings, model.settings).items():
         keeper = Keeper(model, validate, out, settings, stage, history)
-        shown, size = examples, settings.batch_size
-        if stage == "ranking":
-            replicas = model.distribute_strategy.num_replicas_in_sync
-            shown, size = one_by_one(examples), model.settings.ranked_targets * replicas
-        _train(model, shown, size, keeper, epochs, settings, out, resume)
+        run_stage(keeper, examples, epochs, resume=resume)
     keeper.settle()
     return history
 
@@ -91,14 +87,25 @@ def stages(settings: Any, loss: Any) -> dict[str, int]:
     return {"retrieval": settings.epochs, "ranking": settings.ranking_epochs}
 
 
-def one_by_one(examples: Examples) -> Examples:
-    """The same targets, each with a window of its own: targets that share one are of one
-    user, and a step learns more from as many of different users."""
-    return make(examples.history, examples.targets, length=examples.length)
+def run_stage(
+    keeper: "Keeper", examples: Examples, epochs: int, *, resume: bool = False
+) -> None:
+    """One stage, from its start or from its last state. See `fit` for what is raised.
 
-
-def _train(model, examples, size, keeper, epochs, settings, out, resume) -> None:
-    """One stage, in steps of `size` examples, from its start or from its last state."""
+    Args:
+      keeper: Of the model and the stage.
+      examples: Of training; the ranking gives each of their targets an example of its own.
+      epochs: At most.
+      resume: Whether to go on from the stage's last state, where there is one.
+    """
+    model, settings = keeper.recommender, keeper.settings
+    size = settings.batch_size
+    if keeper.stage == "ranking":
+        # Targets that share a window are of one user: a step learns more from as many of
+        # different users.
+        examples = make(examples.history, examples.targets, length=examples.length)
+        replicas = model.distribute_strategy.num_replicas_in_sync
+        size = model.settings.ranked_targets * replicas
     per_epoch = batches.steps(examples, size)
     rate = schedule(per_epoch * epochs, settings)
     keeper.begin()
@@ -113,9 +120,7 @@ def _train(model, examples, size, keeper, epochs, settings, out, resume) -> None
     keeper.watch(resume)
     if keeper.stopped or keeper.done >= epochs:
         return
-    stream = batches.training(
-        examples, size, seed=settings.seed, epoch=len(keeper.history)
-    )
+    stream = batches.training(examples, size, seed=settings.seed, epoch=len(keeper.history))
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
@@ -132,7 +137,7 @@ def _train(model, examples, size, keeper, epochs, settings, out, resume) -> None
             keeper,
             Progress(per_epoch, targets / per_epoch, keeper.stage),
             tf_keras.callbacks.TensorBoard(
-                out / "tensorboard" / keeper.stage, write_graph=False
+                keeper.out / "tensorboard" / keeper.stage, write_graph=False
             ),
         ],
     )
@@ -179,7 +184,7 @@ class Keeper(tf_keras.callbacks.Callback):
 
     def __init__(self, model, validate, out: Path, settings, stage: str, history: list):
         super().__init__()
-        self.validate, self.out = validate, out
+        self.validate, self.out, self.settings = validate, out, settings
         self.monitor, self.patience = settings.monitor, settings.patience
         self.stage, self.history = stage, history
         self.before = len(history)

@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfrec_attn import baselines, metrics
 from tfrec_attn.data import batches
 from tfrec_attn.data.examples import Examples, begins
+from tfrec_attn.model import stored
 
 Score = Callable[[Examples, np.ndarray, np.ndarray], np.ndarray]
 # Scores held at once: 256 queries of a catalogue of 130,000 items, 16 of two million.
@@ -81,14 +82,17 @@ def of_baseline(scores: baselines.Scores, positive: np.ndarray) -> Score:
     return score
 
 
-def of_model(model, shortlist: int) -> Score:
+def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
     """The model as it is served.
 
     Args:
       model: A `recommender.Recommender`, as its weights are now.
       shortlist: Items that are re-ranked; 0 is the retrieval alone.
+      tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
     matrices = model.encode_items()
+    kept = stored.unpack(stored.pack(matrices.tokens, tokens))
+    matrices = matrices._replace(tokens=kept)
 
     def score(queries, index, blocked):
         user = users(model, matrices, queries, index)

@@ -37,7 +37,12 @@ def test_every_user_gets_the_models_answer(shop_live, protocol):
 
 
 @pytest.mark.parametrize(
-    "index", [{"shortlist": 0}, {"shortlist": 11, "tokens": "float16"}]
+    "index",
+    [
+        {"shortlist": 0},
+        {"shortlist": 11, "tokens": "float16"},
+        {"shortlist": 11, "tokens": "int8"},
+    ],
 )
 def test_every_setting_of_the_index_gives_the_models_answer(index, tmp_path):
     model, prepared = shop.untrained(tmp_path, **index)

@@ -6,6 +6,8 @@ item tokens.
 
 import tensorflow as tf
 
+from tfrec_attn.model import stored
+
 LEFT_OUT = float("-inf")
 
 
@@ -15,8 +17,8 @@ class Index(tf.Module):
     Args:
       model: The trained recommender.
       shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval alone.
-      tokens: Dtype of the stored token matrices. float16 halves them, and every score is
-        then that of the rounded tokens.
+      tokens: Dtype of the stored token matrices; see `stored`. Every score is that of the
+        tokens as they are stored.
     """
 
     def __init__(self, model, *, shortlist: int, tokens: str = "float32"):
@@ -30,7 +32,9 @@ class Index(tf.Module):
         self.vector = store(matrices.vector, "item_vector")
         self.event = store(matrices.event, "item_event")
         self.pooled = store(matrices.pooled, "item_pooled")
-        self.tokens = store(tf.cast(matrices.tokens, tokens), "item_tokens")
+        packed = stored.pack(matrices.tokens, tokens)
+        self.tokens = store(packed.values, "item_tokens")
+        self.step = store(packed.step, "item_step") if tokens == "int8" else None
         self.mask = store(matrices.mask, "item_mask")
         self.shortlist = min(shortlist, self.pooled.shape[0])
 
@@ -95,5 +99,6 @@ class Index(tf.Module):
         return self.score(user, row[:, None])[:, 0], pairs, attention
 
     def _tokens(self, rows):
-        tokens = tf.cast(tf.gather(self.tokens, rows), tf.float32)
+        step = 1.0 if self.step is None else tf.gather(self.step, rows)
+        tokens = stored.unpack(stored.Stored(tf.gather(self.tokens, rows), step))
         return tokens, tf.gather(self.mask, rows)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfrec_attn.model import stored
+
 TOLERANCE = 1e-5
 
 
@@ -60,7 +62,7 @@ def trained(model, prepared, *, k: int = 10, rows=None, batch_size: int = 256) -
     past = prepared.events(np.arange(len(prepared.tables.interactions)))
     settings = prepared.config.index
     matrices = model.encode_items()
-    tokens = tf.cast(tf.cast(matrices.tokens, settings.tokens), tf.float32)
+    tokens = stored.unpack(stored.pack(matrices.tokens, settings.tokens))
     rows = np.arange(len(prepared.users)) if rows is None else np.asarray(rows)
     found = Answers([str(prepared.users.ids[row]) for row in rows], [], [], k)
     for at in range(0, len(rows), batch_size):

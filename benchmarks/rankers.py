@@ -1,0 +1,256 @@
+r"""The scorer against others in its place, and its training with and without its parts.
+
+    python benchmarks/rankers.py runs/seed-0 runs/seed-1 runs/seed-2 --out runs/rankers
+
+Each run's retrieval is taken as it is. In the scorer's place each ranker is trained by the
+same stage: same targets, candidates, tokens, epochs and seed. How much it counts is chosen
+on the validation fold, and the test fold is asked once. What `--out` holds is not trained
+again, so that a comparison can be taken up and widened with `--only`.
+
+Prints a Markdown table: the share and NDCG@10 of each run, and the gain over the runs'
+retrieval with its 95 % bootstrap interval over users, a user's gain averaged over the runs.
+
+Letters: B users, C candidates, n user tokens, m item tokens, d width; x is B, or 1 where
+all users share the candidates.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tfrec_attn import config as config_lib
+from tfrec_attn import evaluate, fit, metrics, pipeline, report, runs
+from tfrec_attn.model.towers import masked_mean
+
+# Only now: tfrec_attn chooses the Keras of TensorFlow.
+import tensorflow as tf  # isort: skip
+import tf_keras  # isort: skip
+
+NAME, METRIC = "benchmarks/rankers.py", "ndcg@10"
+
+
+class Peer(tf_keras.layers.Layer):
+    """A ranker of two projections and a learned scale; see `AttentionWeightedCosine`."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.of_user, self.of_item = (
+            tf_keras.layers.Dense(dim, use_bias=False) for _ in "ui"
+        )
+        self.drop = tf_keras.layers.Dropout(dropout)
+
+    def build(self, input_shape):
+        start = tf_keras.initializers.Constant(np.log(10.0))
+        self.log_scale = self.add_weight("log_scale", (), initializer=start)
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        user = self.user_side(inputs["user"], inputs["user_mask"])
+        item = self.item_side(inputs["item"], inputs["item_mask"])
+        return self.compare(user, item, training)
+
+    def user_side(self, tokens, mask):
+        return self.of_user(tokens), mask
+
+    def item_side(self, tokens, mask):
+        if tokens.shape.rank == 3:
+            tokens, mask = tokens[None], mask[None]
+        return self.of_item(tokens), mask
+
+    def compare(self, user, item, training=None):
+        """`[B, C]` of `[B, n, d]` and `[x, C, m, d]` with their masks."""
+        return tf.exp(self.log_scale) * self.match(*user, *item, training)
+
+
+class PooledCosine(Peer):
+    """The cosine of the mean tokens of both sides."""
+
+    def match(self, user, user_mask, item, item_mask, training):
+        user = tf.math.l2_normalize(masked_mean(user, user_mask), -1)
+        item = tf.math.l2_normalize(masked_mean(item, item_mask), -1)
+        user = self.drop(user, training=training)
+        return tf.matmul(user[:, None], item, transpose_b=True)[:, 0]
+
+
+class MaxSim(Peer):
+    """The mean over the tokens of one side of the best cosine on the other.
+
+    Args:
+      asks: The side whose every token looks for its best match: `user` or `item`.
+
+    References:
+      - Khattab and Zaharia, 2020, arXiv:2004.12832 (ColBERT), where the query asks.
+    """
+
+    def __init__(self, dim: int, dropout: float, asks: str):
+        super().__init__(dim, dropout)
+        self.axis = {"user": -2, "item": -1}[asks]
+
+    def match(self, user, user_mask, item, item_mask, training):
+        user, item = (tf.math.l2_normalize(side, -1) for side in (user, item))
+        user = self.drop(user, training=training)
+        shape = tf.shape(item)
+        flat = tf.reshape(item, [shape[0], -1, item.shape[-1]])
+        cosine = tf.matmul(flat, user, transpose_b=True)
+        cosine = tf.reshape(cosine, [tf.shape(user)[0], *shape[1:3], tf.shape(user)[1]])
+        both = item_mask[..., None] & user_mask[:, None, None]
+        best = tf.reduce_max(tf.where(both, cosine, -1.0), self.axis)
+        real = tf.cast(tf.reduce_any(both, self.axis), best.dtype)
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(best * real, -1), tf.reduce_sum(real, -1)
+        )
+
+
+class Perceptron(Peer):
+    """Two hidden layers on both mean tokens and their product, the usual ranker of TFRS."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__(dim, dropout)
+        self.layers = [
+            tf_keras.layers.Dense(width, activation="relu") for width in (dim, dim // 2)
+        ]
+        self.last = tf_keras.layers.Dense(1)
+
+    def match(self, user, user_mask, item, item_mask, training):
+        user = masked_mean(user, user_mask)[:, None]
+        item = masked_mean(item, item_mask)
+        product = user * item
+        same = [value + tf.zeros_like(product) for value in (user, item)]
+        hidden = self.drop(tf.concat([*same, product], -1), training=training)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.last(hidden)[..., 0]
+
+
+class Variant(NamedTuple):
+    """Attributes:
+    overrides: Of the run's config.
+    make: A layer in the scorer's place, of width and dropout; None is the scorer.
+    """
+
+    overrides: tuple[str, ...] = ()
+    make: Callable[[int, float], Peer] | None = None
+
+
+VARIANTS = {
+    "attention-weighted cosine": Variant(),
+    "pooled cosine": Variant((), PooledCosine),
+    "MaxSim, the user asks": Variant((), functools.partial(MaxSim, asks="user")),
+    "MaxSim, the item asks": Variant((), functools.partial(MaxSim, asks="item")),
+    "MLP on the pooled pair": Variant((), Perceptron),
+    "bidirectional": Variant(("scorer.bidirectional=true",)),
+    "four heads": Variant(("scorer.heads=4",)),
+    "mode article": Variant(("scorer.mode=article",)),
+    "pairwise": Variant(("loss.order=pairwise",)),
+    "pointwise": Variant(("loss.order=pointwise",)),
+    "label smoothing 0.1": Variant(("loss.label_smoothing=0.1",)),
+    "without hard negatives": Variant(("loss.hard_negatives=1", "loss.easy_negatives=47")),
+    "without easy negatives": Variant(("loss.hard_negatives=48", "loss.easy_negatives=0")),
+    "rejected items": Variant(("loss.rejected=4",)),
+    "without feedback": Variant(("loss.feedback=0",)),
+}
+
+
+class Found(NamedTuple):
+    """Attributes:
+    share: Of the ranker's score in the logit, chosen on the validation fold.
+    retrieval, ranking: `[users]`, the metric on the test fold.
+    """
+
+    share: float
+    retrieval: np.ndarray
+    ranking: np.ndarray
+
+
+def measure(run: Path, name: str, out: Path) -> Found:
+    """The test fold's answer of a ranker on a run's retrieval; `out` keeps it.
+
+    Raises:
+      ValueError, OSError: When `run` is no training with a ranking stage.
+    """
+    if (kept := out / "users.npz").exists():
+        with np.load(kept) as found:
+            return Found(float(found["share"]), found["retrieval"], found["ranking"])
+    # The scorer as it is: the run has trained it already.
+    own = VARIANTS[name] == Variant()
+    model, prepared = runs.load(run) if own else train(run, VARIANTS[name], out)
+    size = prepared.config.index.shortlist
+    ask = lambda size: evaluate.evaluate(model, prepared, "test", shortlist=size)[METRIC]
+    found = Found(float(model.share), ask(0), ask(size))
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(kept, **found._asdict())
+    return found
+
+
+def train(run: Path, variant: Variant, out: Path):
+    """The model of a run with a ranker that was trained anew, and the data."""
+    retrieval = run / "checkpoints" / "best-retrieval"
+    if not retrieval.with_suffix(".index").exists():
+        raise ValueError(f"{run} has no stage of retrieval: train it with ranking_epochs.")
+    config = config_lib.load(run / "config.toml", variant.overrides)
+    fit.deterministic(config.train.seed)
+    prepared = pipeline.prepare(config, run)
+    model = pipeline.build(prepared)
+    if variant.make:
+        model.scorer = variant.make(config.scorer.dim, config.scorer.dropout)
+    model.warm_up()
+    towers = ("item_tower", "user_tower", "retrieval")
+    taken = tf.train.Checkpoint(**{part: model.learned[part] for part in towers})
+    taken.read(str(retrieval)).expect_partial()
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    fit.weights(model).write(str(out / "checkpoints" / "best-retrieval"))
+    most = config.train.validation_queries
+    validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
+    keeper = fit.Keeper(model, validate, out, config.train, "ranking", [])
+    fit.run_stage(keeper, prepared.training(), config.train.ranking_epochs)
+    keeper.settle()
+    return model, prepared
+
+
+def row(name: str, found: list[Found]) -> dict[str, str]:
+    """One line of the table, from a ranker's runs."""
+    each = lambda values: " ".join(f"{value:.4f}" for value in values)
+    means = [one.ranking.mean() for one in found]
+    before = np.mean([one.retrieval for one in found], 0)
+    gain = metrics.bootstrap(np.mean([one.ranking for one in found], 0), before)
+    base = before.mean()
+    return {
+        "ranker": name,
+        "share": " ".join(f"{one.share:g}" for one in found),
+        METRIC: f"{np.mean(means):.4f}",
+        "each": each(means),
+        "gain over retrieval": f"{gain.mean / base:+.1%} "
+        f"[{gain.low / base:+.1%}, {gain.high / base:+.1%}]",
+    }
+
+
+def main(argv=None) -> int:
+    """Prints the table; 2 with the reason where there is none."""
+    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of tfrec_attn.train")
+    parser.add_argument("--out", type=Path, required=True, help="keeps what was trained")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="RANKER"
+    )
+    args = parser.parse_args(argv)
+    rows = []
+    try:
+        for name in args.only:
+            slug = "-".join(name.replace(",", "").split())
+            found = [measure(run, name, args.out / slug / run.name) for run in args.runs]
+            rows.append(row(name, found))
+            print(report.table(rows), file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"{NAME}: {error}", file=sys.stderr)
+        return 2
+    print(report.table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
