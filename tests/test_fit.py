@@ -86,6 +86,25 @@ def test_the_ranking_goes_on_from_the_best_retrieval_and_leaves_it(tmp_path):
     assert same(of(ranking), seen[4][1])
 
 
+def test_the_ranking_is_shown_its_targets_one_by_one(tmp_path, monkeypatch):
+    """Those of one window are of one user: a step would learn less from them."""
+    shown, training = [], fit.batches.training
+
+    def record(examples, size, **options):
+        shown.append((examples.count, examples.width, len(examples), size))
+        return training(examples, size, **options)
+
+    monkeypatch.setattr(fit.batches, "training", record)
+    examples = shop()[0]
+    train(
+        build(ranked_targets=5), lambda: {"ndcg@10": np.zeros(1)}, tmp_path,
+        epochs=1, ranking_epochs=1, batch_size=7,
+    )  # fmt: skip
+    together = (examples.count, examples.width, len(examples), 7)
+    assert examples.count > 1
+    assert shown == [together, (1, examples.length, len(examples.targets), 5)]
+
+
 @pytest.mark.parametrize(
     ("settings_", "loss", "want"),
     [

@@ -60,6 +60,25 @@ def place(tmp_path_factory):
     return write(tmp_path_factory.mktemp("tables"))
 
 
+@pytest.mark.parametrize(
+    ("options", "validation", "test"),
+    [
+        (["split.share=0.25"], 0.25, 0.25),
+        (["split.share=0.25", "split.validation=0.125"], 0.125, 0.25),
+    ],
+)
+def test_a_random_split_within_each_user_holds_out_its_shares(
+    options, validation, test, place
+):
+    random = ["split.name=random", "split.by_user=true"]
+    split = pipeline.prepare(settings(place, *random, *options)).split
+    tables = pipeline.read(settings(place))[1]
+    user = tables.interactions["user"].to_numpy()
+    for fold, share in {"validation": validation, "test": test}.items():
+        counts = np.bincount(user[getattr(split, fold)], minlength=USERS)
+        assert counts.tolist() == [int(EACH * share)] * USERS
+
+
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("berts") / "bert"

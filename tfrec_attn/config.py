@@ -54,8 +54,11 @@ class Split(_Section):
 
     Attributes:
       name: The splitter.
-      share: Part of the interactions (or items, or users) held out for test; as much
-        again for validation. Not used by `leave-last-out`.
+      share: Part of the interactions (or items, or users) held out for test. Not used by
+        `leave-last-out`.
+      validation: Part held out for validation by `global-time` and `random`; 0 is as much
+        as `share`.
+      by_user: Whether `random` draws within each user.
       seed: Of the random splits.
     """
 
@@ -63,6 +66,8 @@ class Split(_Section):
         "global-time"
     )
     share: float = pydantic.Field(0.1, gt=0, lt=0.5)
+    validation: float = pydantic.Field(0.0, ge=0, lt=0.5)
+    by_user: bool = False
     seed: int = 0
 
 

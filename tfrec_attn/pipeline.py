@@ -188,11 +188,14 @@ def _split(config: Config, events, *, timed: bool) -> splits.Split:
         )
     options: dict[str, Any] = {}
     if settings.name in ("global-time", "random"):
-        options = {"validation": settings.share, "test": settings.share}
+        part = settings.validation or settings.share
+        options = {"validation": part, "test": settings.share}
     elif settings.name in ("cold-items", "cold-users"):
         options = {"share": settings.share}
     if settings.name in ("cold-items", "cold-users", "random"):
         options["seed"] = settings.seed
+    if settings.name == "random":
+        options["by_user"] = settings.by_user
     return splits.split(
         settings.name.replace("-", "_"),
         *(events[c].to_numpy() for c in ("user", "item", "time")),
