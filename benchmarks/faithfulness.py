@@ -149,13 +149,14 @@ class Changes:
             row[name].append((change * enough).sum(1)[some] / enough.sum(1)[some])
 
     def means(self) -> dict:
-        """See `measure`."""
+        """See `measure`; no row where no item has more than so many tokens."""
         return {
             key: {
                 name: sum(part) if name == "pairs" else np.concatenate(part)
                 for name, part in row.items()
             }
             for key, row in self.found.items()
+            if sum(row["pairs"])
         }
 
 
