@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import transformers
 
-from tfrec_attn import config, pipeline
+from tfrec_attn import config, fit, pipeline
 
 ITEMS, USERS, EVENTS = 31, 23, 9
 WORDS = ("red", "green", "wool", "silk", "hat", "sock")
@@ -92,7 +92,7 @@ def untrained(folder: pathlib.Path, split: str = "global-time", **index):
         "index": index,
     }
     prepared = pipeline.prepare(config.validate(settings))
-    tf.keras.utils.set_random_seed(7)
+    fit.deterministic(7)
     model = pipeline.build(prepared)
     model.warm_up()
     return model, prepared
