@@ -94,10 +94,11 @@ class MaxSim(Peer):
     def match(self, user, user_mask, item, item_mask, training):
         user, item = (tf.math.l2_normalize(side, -1) for side in (user, item))
         user = self.drop(user, training=training)
-        shape = tf.shape(item)
-        flat = tf.reshape(item, [shape[0], -1, item.shape[-1]])
+        shared, count, width = (tf.shape(item)[axis] for axis in range(3))
+        flat = tf.reshape(item, [shared, -1, item.shape[-1]])
         cosine = tf.matmul(flat, user, transpose_b=True)
-        cosine = tf.reshape(cosine, [tf.shape(user)[0], *shape[1:3], tf.shape(user)[1]])
+        users, length = tf.shape(user)[0], tf.shape(user)[1]
+        cosine = tf.reshape(cosine, [users, count, width, length])
         both = item_mask[..., None] & user_mask[:, None, None]
         best = tf.reduce_max(tf.where(both, cosine, -1.0), self.axis)
         real = tf.cast(tf.reduce_any(both, self.axis), best.dtype)

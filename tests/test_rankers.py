@@ -30,7 +30,8 @@ def scored(name):
     layer = VARIANTS[name].make(DIM, 0.0)
     user, item = tf.constant(USER, tf.float32), tf.constant(ITEM, tf.float32)
     inputs = {"user": user, "user_mask": USER_MASK, "item": item, "item_mask": ITEM_MASK}
-    shared = layer(inputs).numpy()
+    layer(inputs)
+    shared = tf.function(layer)(inputs).numpy()  # as it is trained
     some = scoring.some(layer.item_side(item, tf.constant(ITEM_MASK)), OWN)
     own = layer.compare(layer.user_side(user, tf.constant(USER_MASK)), some).numpy()
     return layer, shared, own
