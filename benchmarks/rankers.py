@@ -22,14 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
+import tf_keras
 
 from tfrec_attn import config as config_lib
 from tfrec_attn import evaluate, fit, metrics, pipeline, report, runs
 from tfrec_attn.model.towers import masked_mean
-
-# Only now: tfrec_attn chooses the Keras of TensorFlow.
-import tensorflow as tf  # isort: skip
-import tf_keras  # isort: skip
 
 NAME, METRIC = "benchmarks/rankers.py", "ndcg@10"
 
@@ -150,8 +148,10 @@ VARIANTS = {
     "pairwise": Variant(("loss.order=pairwise",)),
     "pointwise": Variant(("loss.order=pointwise",)),
     "label smoothing 0.1": Variant(("loss.label_smoothing=0.1",)),
-    "without hard negatives": Variant(("loss.hard_negatives=1", "loss.easy_negatives=47")),
-    "without easy negatives": Variant(("loss.hard_negatives=48", "loss.easy_negatives=0")),
+    "1 hard and 47 easy negatives": Variant(
+        ("loss.hard_negatives=1", "loss.easy_negatives=47")
+    ),
+    "48 hard negatives": Variant(("loss.hard_negatives=48", "loss.easy_negatives=0")),
     "rejected items": Variant(("loss.rejected=4",)),
     "without feedback": Variant(("loss.feedback=0",)),
 }
@@ -180,9 +180,9 @@ def measure(run: Path, name: str, out: Path) -> Found:
     # The scorer as it is: the run has trained it already.
     own = VARIANTS[name] == Variant()
     model, prepared = runs.load(run) if own else train(run, VARIANTS[name], out)
-    size = prepared.config.index.shortlist
+    shortlist = prepared.config.index.shortlist
     ask = lambda size: evaluate.evaluate(model, prepared, "test", shortlist=size)[METRIC]
-    found = Found(float(model.share), ask(0), ask(size))
+    found = Found(float(model.share), ask(0), ask(shortlist))
     out.mkdir(parents=True, exist_ok=True)
     np.savez(kept, **found._asdict())
     return found

@@ -20,7 +20,7 @@ from tfrec_attn import (
     train,
 )
 from tfrec_attn.data import catalog, examples
-from tfrec_attn.model.recommender import ItemMatrices, UserState
+from tfrec_attn.model.states import ItemMatrices, UserState
 
 ITEMS = 7
 POSITIVE = np.array([True, True, False, False, False])

@@ -38,7 +38,7 @@ ROWS = [
     ["explain"],
 ]  # fmt: skip
 # Beside the rows: what is on the left never comes to import what is on the right. `config`
-# knows the schema of the tables, and `recommender.build` the config: not followed.
+# knows the schema of the tables, and `model.assembly` the config: not followed.
 APART = [
     ("data", "model"),
     ("model", "data"),

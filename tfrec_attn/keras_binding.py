@@ -9,6 +9,7 @@ touched `tf.keras`; `import tensorflow_text` alone does.
 import importlib
 import os
 import sys
+from typing import Any
 
 SWITCH = "TF_USE_LEGACY_KERAS"
 _ON = ("1", "true", "True")
@@ -46,6 +47,17 @@ def require_legacy_keras():
     if tensorflow.keras.Model is not legacy.Model:
         raise ImportError(_refusal())
     _keep(tensorflow)
+
+
+def on_legacy_keras(name: str) -> Any:
+    """Imports a library that is written for Keras 2, which would fail on Keras 3 without
+    the way out that `require_legacy_keras` tells.
+
+    Raises:
+      ImportError: See `require_legacy_keras`.
+    """
+    require_legacy_keras()
+    return importlib.import_module(name)
 
 
 def _keep(tensorflow):

@@ -17,8 +17,8 @@ from tfrec_attn import assets
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
 from tfrec_attn.labels import LABELS
+from tfrec_attn.model import assembly, recommender
 from tfrec_attn.model import bert as bert_lib
-from tfrec_attn.model import recommender
 from tfrec_attn.model.tokenizer import WordPiece
 
 logger = logging.getLogger(__name__)
@@ -270,7 +270,7 @@ def build(prepared: Prepared) -> recommender.Recommender:
         for name, value in prepared.user_features.items()
         if name != "id" or prepared.config.model.user_id
     }
-    return recommender.build(
+    return assembly.build(
         prepared.config,
         items=prepared.item_features,
         users=profile,

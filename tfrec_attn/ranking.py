@@ -117,7 +117,7 @@ def chunks(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def users(model, matrices, queries: Examples, index: np.ndarray):
-    """The `recommender.UserState` of the queries at `index`."""
+    """The `states.UserState` of the queries at `index`."""
     batch = batches.gather(queries, index)
     shown = {name: batch[name] for name in ("history", "history_feedback", "history_time")}
     moment = {"seen": batch["target_seen"][:, 0], "time": batch["target_time"][:, 0]}

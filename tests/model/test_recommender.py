@@ -11,7 +11,7 @@ from tfrec_attn import fit
 from tfrec_attn.data import batches, examples
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
-from tfrec_attn.model import recommender, sampling
+from tfrec_attn.model import assembly, sampling, states, tasks
 
 ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 # No dropout; all targets rank all items, so that nothing depends on a draw.
@@ -59,7 +59,7 @@ def build(**loss):
     draw, (_, positives) = np.random.default_rng(1), shop()
     settings = config_lib.validate({**SETTINGS, "loss": {**SETTINGS["loss"], **loss}})
     frequency = np.bincount(positives.values, minlength=ITEMS) / len(positives.values)
-    model = recommender.build(
+    model = assembly.build(
         settings,
         items={
             "id": np.where(frequency > 0, np.arange(1, ITEMS + 1), 0).astype(np.int32),
@@ -302,7 +302,7 @@ def test_the_order_and_its_smoothing_are_those_of_the_settings(order):
         loss = model._ranking(step)
         ((scores, real, got),) = seen
         assert got == smoothing
-        losses = getattr(recommender.tasks, order)(scores, real, smoothing)
+        losses = getattr(tasks, order)(scores, real, smoothing)
         weight = step.positive.numpy()
         weight = weight[weight > 0]
         pick = sampling.targets(step.positive, 100, model._seed(1))
@@ -360,7 +360,7 @@ def test_the_ranking_moves_its_own_weights_and_no_tower():
 def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
     model = build()
     items, draw = model.encode_items(), np.random.default_rng(5)
-    user = recommender.UserState(
+    user = states.UserState(
         items.pooled[:2],
         tf.constant(draw.normal(size=(2, 5, 6)), tf.float32),
         tf.ones((2, 5), bool),

@@ -13,12 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn import assets
-from tfrec_attn.keras_binding import require_legacy_keras
+from tfrec_attn.keras_binding import on_legacy_keras
 
-require_legacy_keras()
-
-# Only now: without the check it would fail on Keras 3 without the way out.
-import transformers  # noqa: E402
+transformers = on_legacy_keras("transformers")
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Towers, scorer and losses in one `tfrs.Model`, and `build`, which reads the config.
+"""Towers, scorer and losses in one `tfrs.Model`.
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
 step, U items of a step, K negatives, C candidates, L events that the ranking sees, n user
@@ -6,72 +6,18 @@ tokens, m item tokens, d width, e width of the ranking's tokens.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.config import Config
-from tfrec_attn.keras_binding import require_legacy_keras
-from tfrec_attn.labels import LABELS
-from tfrec_attn.layers import AttentionWeightedCosine
-from tfrec_attn.model import encoders, sampling, scoring, tasks
-from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, gap, latest
+from tfrec_attn.keras_binding import on_legacy_keras
+from tfrec_attn.model import sampling, scoring, tasks
+from tfrec_attn.model.states import Features, ItemMatrices, UserState
+from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, latest, request_gap
 
-require_legacy_keras()
-
-# Only now: without the check it would fail on Keras 3 without the way out.
-import tensorflow_recommenders as tfrs  # noqa: E402
-
-
-class Features:
-    """Features of all items or all users as tensors by row, outside the model's weights.
-
-    Args:
-      arrays: `[N, ..]` each; see `towers.FeatureTokens` for the names of text.
-    """
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.tensors = {name: tf.constant(array) for name, array in arrays.items()}
-
-    def rows(self, rows, *, without: tuple[str, ...] = ()):
-        """The features of some rows, by name."""
-        return {
-            name: tf.gather(tensor, rows)
-            for name, tensor in self.tensors.items()
-            if name not in without
-        }
-
-
-class ItemMatrices(NamedTuple):
-    """What the item tower makes of every item.
-
-    Attributes:
-      vector: `[I, d]`, an item in a history.
-      event: `[I, e]`, an item in the history that the ranking sees.
-      pooled: `[I, d]` unit vectors, for the retrieval.
-      tokens, mask: `[I, m, e]` and `[I, m]`, for the ranking.
-    """
-
-    vector: tf.Tensor
-    event: tf.Tensor
-    pooled: tf.Tensor
-    tokens: tf.Tensor
-    mask: tf.Tensor
-
-
-class UserState(NamedTuple):
-    """What the user tower makes of users at one moment each.
-
-    Attributes:
-      query: `[B, d]` unit vectors, for the retrieval.
-      tokens, mask: `[B, n, e]` and `[B, n]`, for the ranking.
-    """
-
-    query: tf.Tensor
-    tokens: tf.Tensor
-    mask: tf.Tensor
+Model: Any = on_legacy_keras("tensorflow_recommenders").Model
 
 
 class Step(NamedTuple):
@@ -101,7 +47,7 @@ class Step(NamedTuple):
     training: bool
 
 
-class Recommender(tfrs.Model):
+class Recommender(Model):
     """Two towers, trained for retrieval and for ranking what the retrieval finds.
 
     Args:
@@ -497,100 +443,3 @@ class Recommender(tfrs.Model):
         losses = tf.where(weight > 0, losses, tf.zeros_like(losses))
         self.meters[name].update_state(losses, weight)
         return tf.math.divide_no_nan(tf.reduce_sum(losses * weight), total)
-
-
-def request_gap(history_time, seen, time):
-    """Bucket of the time between the last event seen and the request, `[B, T]`.
-
-    Args:
-      history_time: `[B, W]` ms.
-      seen: `[B, T]` events before the request.
-      time: `[B, T]` ms, 0 where unknown.
-    """
-    last = tf.gather(history_time, tf.maximum(seen - 1, 0), batch_dims=1)
-    return gap(tf.where(seen > 0, last, tf.zeros_like(last)), time)
-
-
-def build(
-    config: Config,
-    *,
-    items: Mapping[str, np.ndarray],
-    users: Mapping[str, np.ndarray],
-    item_columns,
-    user_columns,
-    frequency: np.ndarray,
-    positives_of: tf.RaggedTensor,
-) -> Recommender:
-    """The model of a run: the one place where config meets layers.
-
-    Args:
-      config: All settings.
-      items, users: Features by row; see `towers.FeatureTokens`. Items have `id`.
-      item_columns, user_columns: `catalog.Column` of each feature column, by name.
-      frequency: `[I]` share of each item among the training targets.
-      positives_of: `[U, None]` item rows of each user's training positives.
-    """
-    settings = config.model
-    dim, wide, drop = settings.dim, config.scorer.dim, settings.dropout
-    item_encoders = {
-        "id": encoders.CategoryTokens(len(frequency), dim, settings.id_dropout)
-    }
-    item_encoders |= _encoders(item_columns, items, dim, drop)
-    user_encoders = _encoders(user_columns, users, dim, drop)
-    if settings.user_id:
-        user_encoders["id"] = encoders.CategoryTokens(positives_of.shape[0], dim, 0.5)
-    tower = UserTower(
-        user_encoders,
-        dim=dim,
-        heads=settings.heads,
-        blocks=settings.blocks,
-        length=config.examples.history,
-        dropout=drop,
-        time=settings.time,
-    )
-    loss = config.loss
-    return Recommender(
-        item_tower=ItemTower(
-            item_encoders,
-            candidate=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
-            event=encoders.CategoryTokens(len(frequency), wide, settings.id_dropout),
-            most=config.scorer.item_tokens,
-            wide=wide,
-        ),
-        user_tower=tower,
-        user_tokens=UserTokens(
-            wide=wide,
-            length=min(config.scorer.events, config.examples.history),
-            time=settings.time,
-        ),
-        scorer=AttentionWeightedCosine(
-            **config.scorer.model_dump(exclude={"item_tokens", "events"})
-        ),
-        retrieval=tasks.Retrieval(
-            group=loss.group, logq=loss.logq, temperature=loss.temperature
-        ),
-        items=Features(items),
-        users=Features(users),
-        frequency=frequency,
-        positives_of=positives_of,
-        settings=loss,
-        shortlist=config.index.shortlist,
-        positives=tuple(LABELS.index(label) for label in config.examples.positives),
-        seed=config.train.seed,
-    )
-
-
-def _encoders(columns, features, dim: int, dropout: float):
-    make = {
-        "category": lambda c: encoders.CategoryTokens(len(c.vocabulary), dim),
-        "categories": lambda c: encoders.CategoryTokens(len(c.vocabulary), dim),
-        "number": lambda c: encoders.NumberTokens(c.knots, dim),
-        "time": lambda c: encoders.NumberTokens(c.knots, dim),
-        "embedding": lambda c: encoders.EmbeddingTokens(dim, dropout),
-    }
-    made = {name: make[column.kind](column) for name, column in columns.items()}
-    if "text" in features:
-        text = encoders.TextTokens(dim, dropout)
-        text.adapt(features["text_mean"][features["text_mask"].any(-1)])
-        made["text"] = text
-    return made

@@ -8,13 +8,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.keras_binding import require_legacy_keras
+from tfrec_attn.keras_binding import on_legacy_keras
 from tfrec_attn.labels import LABELS
 
-require_legacy_keras()
-
-# Only now: without the check it would fail on Keras 3 without the way out.
-import tensorflow_recommenders as tfrs  # noqa: E402
+tfrs = on_legacy_keras("tensorflow_recommenders")
 
 
 class Retrieval(tf_keras.layers.Layer):

@@ -314,6 +314,18 @@ def gap(earlier, later):
     return tf.where(known, tf.minimum(bucket, GAPS - 1), tf.zeros_like(bucket))
 
 
+def request_gap(history_time, seen, time):
+    """Bucket of the time between the last event seen and the request, `[B, T]`.
+
+    Args:
+      history_time: `[B, W]` ms.
+      seen: `[B, T]` events before the request.
+      time: `[B, T]` ms, 0 where unknown.
+    """
+    last = tf.gather(history_time, tf.maximum(seen - 1, 0), batch_dims=1)
+    return gap(tf.where(seen > 0, last, tf.zeros_like(last)), time)
+
+
 def _dense(width: int):
     return tf_keras.layers.Dense(width, use_bias=False)
 

@@ -1,6 +1,7 @@
 """One version of a model, loaded: its signatures and the call. Any SavedModel will do."""
 
 import dataclasses
+import importlib
 import logging
 import pathlib
 import re
@@ -9,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 import grpc
 import numpy as np
 import tensorflow as tf
-
-# Registers the tokenizer's ops: a graph that holds them does not load without this.
-import tensorflow_text  # noqa: F401
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from tfrec_attn.serve import tensors
+
+# Registers the tokenizer's ops: a graph that holds them does not load without this.
+importlib.import_module("tensorflow_text")
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"

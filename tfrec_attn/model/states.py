@@ -1,0 +1,60 @@
+"""What the towers are fed with, and what they give to losses and index.
+
+Letters: N rows, I items, B users, n user tokens, m item tokens, d width, e width of the
+ranking's tokens.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+
+class Features:
+    """Features of all items or all users as tensors by row, outside the model's weights.
+
+    Args:
+      arrays: `[N, ..]` each; see `towers.FeatureTokens` for the names of text.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.tensors = {name: tf.constant(array) for name, array in arrays.items()}
+
+    def rows(self, rows, *, without: tuple[str, ...] = ()):
+        """The features of some rows, by name."""
+        return {
+            name: tf.gather(tensor, rows)
+            for name, tensor in self.tensors.items()
+            if name not in without
+        }
+
+
+class ItemMatrices(NamedTuple):
+    """What the item tower makes of every item.
+
+    Attributes:
+      vector: `[I, d]`, an item in a history.
+      event: `[I, e]`, an item in the history that the ranking sees.
+      pooled: `[I, d]` unit vectors, for the retrieval.
+      tokens, mask: `[I, m, e]` and `[I, m]`, for the ranking.
+    """
+
+    vector: tf.Tensor
+    event: tf.Tensor
+    pooled: tf.Tensor
+    tokens: tf.Tensor
+    mask: tf.Tensor
+
+
+class UserState(NamedTuple):
+    """What the user tower makes of users at one moment each.
+
+    Attributes:
+      query: `[B, d]` unit vectors, for the retrieval.
+      tokens, mask: `[B, n, e]` and `[B, n]`, for the ranking.
+    """
+
+    query: tf.Tensor
+    tokens: tf.Tensor
+    mask: tf.Tensor
