@@ -19,13 +19,13 @@ References:
   - https://github.com/recommenders-team/recommenders, README, "Algorithms comparison".
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import of_runs
+import seeds
 
-NAME = "benchmarks/recommenders.py"
 METRICS = ("ndcg@10", "precision@10", "recall@10", "map@10")
 
 
@@ -49,58 +49,36 @@ def once_a_user(prepared):
     return examples.make(past, moment, length=length), wanted
 
 
-def measure(run: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Metrics of each user, by row of the table and name."""
+def measure(run: Path) -> dict:
+    """The mean metrics of a run, in the form of its `evaluation.json`."""
     from tfrec_attn import metrics, ranking, runs
 
     model, prepared = runs.load(run)
     queries, wanted = once_a_user(prepared)
-    n_items = len(prepared.items)
-    seen = metrics.item_lists(
-        queries.history.user, queries.history.item, len(prepared.users)
-    )
+    past, n_items = queries.history, len(prepared.items)
+    seen = metrics.item_lists(past.user, past.item, len(prepared.users))
     index = prepared.config.index
     stages = {"retrieval": 0}
     if index.shortlist:
         stages["retrieval + ranking"] = index.shortlist
-    found = {}
+    rows = {}
     for name, shortlist in stages.items():
         score = ranking.of_model(model, shortlist, index.tokens)
         scores = np.zeros((len(prepared.users), n_items), np.float32)
-        for asked in ranking.chunks(len(queries), 256):
+        for asked in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
             users = queries.user[asked]
-            blocked = np.zeros((len(users), n_items), bool)
-            for at, user in enumerate(users):
-                blocked[at, seen.indices[seen.indptr[user] : seen.indptr[user + 1]]] = True
-            scores[users] = score(queries, asked, blocked)
+            left_out = [seen.indices[slice(*seen.indptr[u : u + 2])] for u in users]
+            scores[users] = score(queries, asked, ranking.mask_of(left_out, n_items))
         ranks = metrics.ranks(scores, wanted, exclude=seen)
-        found[name] = metrics.ranked_metrics(ranks, wanted, ks=(10,))
-    return found
+        found = metrics.summary(metrics.ranked_metrics(ranks, wanted, ks=(10,)))
+        rows[name] = {"metrics": {key: {"mean": value} for key, value in found.items()}}
+    return {"rows": rows}
 
 
-def main(argv=None) -> int:
-    """Prints the table; 2 with the reason where there is none."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of tfrec_attn.train")
-    args = parser.parse_args(argv)
-    from tfrec_attn import report
-
-    try:
-        found = [measure(run) for run in args.runs]
-    except (OSError, ValueError) as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return 2
-    rows = []
-    for name in found[0]:
-        row = {"method": name}
-        for metric in METRICS:
-            means = [one[name][metric].mean() for one in found]
-            row[metric] = f"{np.mean(means):.4f}"
-            row[f"{metric}, each"] = " ".join(f"{value:.4f}" for value in means)
-        rows.append(row)
-    print(report.table(rows))
-    return 0
+def rows(runs: list[Path]):
+    """A row a stage."""
+    return seeds.rows({str(run): measure(run) for run in runs}, METRICS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(of_runs.main(__doc__, rows))

@@ -7,13 +7,13 @@ Prints a row a dtype: bytes, the metric as a mean over the runs, and its change 
 float32 with a 95 % bootstrap interval over users, a user's change averaged over the runs.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import of_runs
 
-NAME, METRIC = "benchmarks/stored.py", "ndcg@10"
+METRIC = "ndcg@10"
 DTYPES = ("float32", "float16", "int8")
 
 
@@ -41,36 +41,24 @@ def measure(run: Path) -> dict[str, tuple[int, np.ndarray]]:
     return found
 
 
-def main(argv=None) -> int:
-    """Prints the table; 2 with the reason where there is none."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of tfrec_attn.train")
-    args = parser.parse_args(argv)
-    from tfrec_attn import metrics, report
+def rows(runs: list[Path]):
+    """A row a dtype."""
+    from tfrec_attn import metrics
 
-    try:
-        found = [measure(run) for run in args.runs]
-    except (OSError, ValueError) as error:
-        print(f"{NAME}: {error}", file=sys.stderr)
-        return 2
+    found = [measure(run) for run in runs]
     users = {dtype: np.mean([one[dtype][1] for one in found], 0) for dtype in DTYPES}
     full, full_bytes = users["float32"], found[0]["float32"][0]
-    rows = []
     for dtype, values in users.items():
         change = [100 * part / full.mean() for part in metrics.bootstrap(values, full)]
         size = found[0][dtype][0]
-        rows.append(
-            {
-                "tokens": dtype,
-                "MB": f"{size / 1e6:.2f}",
-                "smaller": f"{full_bytes / size:.2f}",
-                METRIC: f"{values.mean():.4f}",
-                "change, %": "{:+.2f} [{:+.2f}, {:+.2f}]".format(*change),
-            }
-        )
-    print(report.table(rows))
-    return 0
+        yield {
+            "tokens": dtype,
+            "MB": f"{size / 1e6:.2f}",
+            "smaller": f"{full_bytes / size:.2f}",
+            METRIC: f"{values.mean():.4f}",
+            "change, %": "{:+.2f} [{:+.2f}, {:+.2f}]".format(*change),
+        }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(of_runs.main(__doc__, rows))

@@ -33,6 +33,15 @@ from tfrec_attn.labels import LABELS
             ["data.source=movielens-100k", "data.items=a.csv", "data.interactions=b.csv"],
             "source='movielens-100k' brings its own tables: remove it or the paths",
         ),
+        (
+            ["split.name=cold-users", "split.validation=0.2"],
+            "validation is for split.name=global-time or random. Received: validation=0.2",
+        ),
+        (
+            ["split.name=global-time", "split.by_user=true"],
+            "by_user is for split.name=random. Received: by_user=True",
+        ),
+        (["split.validation=0"], "Setting split.validation: "),
         (["train.epochs"], "An override reads section.field=value: got 'train.epochs'"),
         (["epochs=3"], "An override reads section.field=value: got 'epochs=3'"),
         (["train.epochs=3", "train.epochs.more=4"], "epochs is a value, it has no fields"),

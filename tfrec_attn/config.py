@@ -56,8 +56,8 @@ class Split(_Section):
       name: The splitter.
       share: Part of the interactions (or items, or users) held out for test. Not used by
         `leave-last-out`.
-      validation: Part held out for validation by `global-time` and `random`; 0 is as much
-        as `share`.
+      validation: Part held out for validation by `global-time` and `random`; as much as
+        `share` by default.
       by_user: Whether `random` draws within each user.
       seed: Of the random splits.
     """
@@ -66,9 +66,23 @@ class Split(_Section):
         "global-time"
     )
     share: float = pydantic.Field(0.1, gt=0, lt=0.5)
-    validation: float = pydantic.Field(0.0, ge=0, lt=0.5)
+    validation: float | None = pydantic.Field(None, gt=0, lt=0.5)
     by_user: bool = False
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _used(self) -> "Split":
+        for field, names in (
+            ("validation", ("global-time", "random")),
+            ("by_user", ("random",)),
+        ):
+            value = getattr(self, field)
+            if value and self.name not in names:
+                raise ValueError(
+                    f"{field} is for split.name={' or '.join(names)}. Received: "
+                    f"{field}={value} with name={self.name!r}: remove one of them."
+                )
+        return self
 
 
 class Examples(_Section):

@@ -50,16 +50,21 @@ def answers(score: Score, queries: Examples, n_items: int, *, k: int = 0) -> Ans
         left_out = [
             known.indices[slice(*known.indptr[u : u + 2])] for u in queries.user[index]
         ]
-        blocked = np.zeros((len(index), n_items), bool)
-        for row, items in zip(blocked, left_out, strict=True):
-            row[items] = True
-        scores = score(queries, index, blocked)
+        scores = score(queries, index, mask_of(left_out, n_items))
         rank.append(metrics.ranks(scores, list(target[:, None]), left_out))
         if k:
             listed.append(metrics.top_k(scores, k, left_out))
     return Answers(
         np.concatenate(rank), np.concatenate(listed) if k else np.zeros((len(queries), 0))
     )
+
+
+def mask_of(left_out, n_items: int) -> np.ndarray:
+    """`[B, I]` bool, True at the items that are left out for each of B users."""
+    found = np.zeros((len(left_out), n_items), bool)
+    for row, items in zip(found, left_out, strict=True):
+        row[items] = True
+    return found
 
 
 def of_baseline(scores: baselines.Scores, positive: np.ndarray) -> Score:
