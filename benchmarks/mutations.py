@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 MUTATED = Path("tfrec_attn") / "model" / "scoring.py"
-TESTS = "tests/model/test_scoring.py"
+TESTS = ("tests/model/test_scoring.py", "tests/model/test_scoring_numerics.py")
 
 
 class Mutation(NamedTuple):
@@ -290,7 +290,7 @@ def run_tests(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     import pytest
 
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", TESTS])))
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *TESTS])))
 
 
 def outcome(context, folder: Path) -> tuple[int, str, str]:
