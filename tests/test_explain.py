@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     model.compile(optimizer=tf_keras.optimizers.AdamW(0.02))
     model.fit(
         batches.training(examples, 8, seed=0),
-        epochs=12,
+        epochs=20,
         steps_per_epoch=batches.steps(examples, 8),
         verbose=0,
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfrec_attn import fit
 from tfrec_attn.model import scoring
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ MATCH = {
 
 def scored(name):
     """A layer, its scores of items that all users share, and of each user's own."""
+    fit.deterministic(0)
     layer = VARIANTS[name].make(DIM, 0.0)
     user, item = tf.constant(USER, tf.float32), tf.constant(ITEM, tf.float32)
     inputs = {"user": user, "user_mask": USER_MASK, "item": item, "item_mask": ITEM_MASK}

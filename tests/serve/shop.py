@@ -3,7 +3,6 @@
 import pathlib
 
 import numpy as np
-import tensorflow as tf
 import transformers
 
 from tfrec_attn import config, fit, pipeline
@@ -16,7 +15,7 @@ KINDS = ("a|b", "b", "c", "")
 def write_bert(folder: pathlib.Path) -> pathlib.Path:
     """A BERT of random weights that knows `WORDS`."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    tf.random.set_seed(5)
+    fit.deterministic(5)
     settings = transformers.BertConfig(
         vocab_size=len(pieces),
         hidden_size=6,
