@@ -7,8 +7,10 @@ same stage: same targets, candidates, tokens, epochs and seed. How much it count
 on the validation fold, and the test fold is asked once. What `--out` holds is not trained
 again, so that a comparison can be taken up and widened with `--only`.
 
-Prints a Markdown table: the share and NDCG@10 of each run, and the gain over the runs'
-retrieval with its 95 % bootstrap interval over users, a user's gain averaged over the runs.
+Prints a Markdown table: what the ranker gains on the validation fold where its score counts
+fully, and on the test fold, of each run the share and NDCG@10, and the gain. Gains are over
+the runs' retrieval, with their 95 % bootstrap intervals over users, a user's gain averaged
+over the runs.
 
 Letters: B users, C candidates, n user tokens, m item tokens, d width; x is B, or 1 where
 all users share the candidates.
@@ -160,10 +162,13 @@ VARIANTS = {
 class Found(NamedTuple):
     """Attributes:
     share: Of the ranker's score in the logit, chosen on the validation fold.
-    retrieval, ranking: `[users]`, the metric on the test fold.
+    before, full: `[users]`, the metric on the validation fold at the shares 0 and 1.
+    retrieval, ranking: `[users]`, the metric on the test fold at 0 and at the chosen share.
     """
 
     share: float
+    before: np.ndarray
+    full: np.ndarray
     retrieval: np.ndarray
     ranking: np.ndarray
 
@@ -176,13 +181,17 @@ def measure(run: Path, name: str, out: Path) -> Found:
     """
     if (kept := out / "users.npz").exists():
         with np.load(kept) as found:
-            return Found(float(found["share"]), found["retrieval"], found["ranking"])
+            return Found(*(found[name] for name in Found._fields))
     # The scorer as it is: the run has trained it already.
     own = VARIANTS[name] == Variant()
     model, prepared = runs.load(run) if own else train(run, VARIANTS[name], out)
-    shortlist = prepared.config.index.shortlist
-    ask = lambda size: evaluate.evaluate(model, prepared, "test", shortlist=size)[METRIC]
-    found = Found(float(model.share), ask(0), ask(shortlist))
+    share, answers = float(model.share), []
+    most = {"validation": prepared.config.train.validation_queries, "test": None}
+    for fold, at in (("validation", 0), ("validation", 1), ("test", 0), ("test", share)):
+        model.share.assign(at)
+        found = evaluate.evaluate(model, prepared, fold, most=most[fold])
+        answers.append(found[METRIC])
+    found = Found(share, *answers)
     out.mkdir(parents=True, exist_ok=True)
     np.savez(kept, **found._asdict())
     return found
@@ -215,19 +224,22 @@ def train(run: Path, variant: Variant, out: Path):
 
 def row(name: str, found: list[Found]) -> dict[str, str]:
     """One line of the table, from a ranker's runs."""
-    each = lambda values: " ".join(f"{value:.4f}" for value in values)
-    means = [one.ranking.mean() for one in found]
-    before = np.mean([one.retrieval for one in found], 0)
-    gain = metrics.bootstrap(np.mean([one.ranking for one in found], 0), before)
-    base = before.mean()
+    each = lambda values: " ".join(values)
     return {
         "ranker": name,
-        "share": " ".join(f"{one.share:g}" for one in found),
-        METRIC: f"{np.mean(means):.4f}",
-        "each": each(means),
-        "gain over retrieval": f"{gain.mean / base:+.1%} "
-        f"[{gain.low / base:+.1%}, {gain.high / base:+.1%}]",
+        "gain on validation": gain([one.before for one in found], [one.full for one in found]),
+        "share": each(f"{one.share:g}" for one in found),
+        METRIC: f"{np.mean([one.ranking.mean() for one in found]):.4f}",
+        "each": each(f"{one.ranking.mean():.4f}" for one in found),
+        "gain": gain([one.retrieval for one in found], [one.ranking for one in found]),
     }
+
+
+def gain(before: list[np.ndarray], after: list[np.ndarray]) -> str:
+    """In percent of what was before, with its interval; each is `[users]` of each run."""
+    found = metrics.bootstrap(np.mean(after, 0), np.mean(before, 0))
+    base = np.mean(before)
+    return f"{found.mean / base:+.1%} [{found.low / base:+.1%}, {found.high / base:+.1%}]"
 
 
 def main(argv=None) -> int:

@@ -145,7 +145,7 @@ class Scorer:
         """The same of items `[B, C, m, d]` or `[C, m, d]`: it depends on no user, so an
         index can keep it, and `scoring.some` hand it out."""
         if item.shape.rank == 3:
-            item, mask = item[None], mask[None]
+            item, mask = tf.expand_dims(item, 0), tf.expand_dims(mask, 0)
         if self.mode == "article":
             return item, mask
         attend = self.item_importance_back if self.bidirectional else None

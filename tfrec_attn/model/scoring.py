@@ -232,7 +232,7 @@ def article_score(
       `[B, C, m]` and `pair_contributions` `[B, C, n, m]`, which sum to the score.
     """
     if item.shape.rank == 3:
-        item, item_mask = item[None], item_mask[None]
+        item, item_mask = tf.expand_dims(item, 0), tf.expand_dims(item_mask, 0)
     user, item = (_finite_gradient(x) if x.dtype == tf.float16 else x for x in (user, item))
     normalize = {"l2": _lengths, "softmax": _softmax_of_lengths}[normalizer]
     q, a, q_size = normalize(user, user_mask)
@@ -296,8 +296,8 @@ def some(side, at):
       The same of `[B, K, m, d]` or `[1, K, m, d]` candidates.
     """
     if not isinstance(side, Side):
-        return tuple(tf.gather(part[0], at) for part in side)
-    heads_first = lambda part: tf.gather(part[0], at, axis=1)
+        return tuple(tf.gather(tf.squeeze(part, 0), at) for part in side)
+    heads_first = lambda part: tf.gather(tf.squeeze(part, 0), at, axis=1)
     swapped = lambda x: tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
     return Side(*(swapped(heads_first(part)) for part in side))
 
@@ -380,7 +380,7 @@ def _like(x, value):
 def _by_head(x, heads):
     """`[b, .., t, h·e]` to `[b, h, .., t, e]`."""
     if heads == 1:
-        return x[:, None]
+        return tf.expand_dims(x, 1)
     x = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [heads, x.shape[-1] // heads]], 0))
     return tf.transpose(
         x, [0, x.shape.rank - 2, *range(1, x.shape.rank - 2), x.shape.rank - 1]

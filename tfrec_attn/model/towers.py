@@ -118,8 +118,8 @@ class ItemTower(tf_keras.layers.Layer):
         tokens, mask = self.features(features)
         places = self.places(mask)
         rest, real = (tf.gather(part, places, batch_dims=1) for part in (tokens, mask))
-        shared = self.widen(tf.stop_gradient(tf.concat([vector, rest], 1)))
-        tokens = tf.concat([shared[:, :1], own, shared[:, 1:]], 1)
+        vector, rest = (self.widen(tf.stop_gradient(part)) for part in (vector, rest))
+        tokens = tf.concat([vector, own, rest], 1)
         return tokens, tf.concat([tf.ones_like(known), known, real], 1)
 
     def places(self, mask):
