@@ -227,19 +227,23 @@ def row(name: str, found: list[Found]) -> dict[str, str]:
     each = lambda values: " ".join(values)
     return {
         "ranker": name,
-        "gain on validation": gain([one.before for one in found], [one.full for one in found]),
+        "gain on validation": gain(found, "before", "full"),
         "share": each(f"{one.share:g}" for one in found),
         METRIC: f"{np.mean([one.ranking.mean() for one in found]):.4f}",
         "each": each(f"{one.ranking.mean():.4f}" for one in found),
-        "gain": gain([one.retrieval for one in found], [one.ranking for one in found]),
+        "gain": gain(found, "retrieval", "ranking"),
     }
 
 
-def gain(before: list[np.ndarray], after: list[np.ndarray]) -> str:
-    """In percent of what was before, with its interval; each is `[users]` of each run."""
-    found = metrics.bootstrap(np.mean(after, 0), np.mean(before, 0))
-    base = np.mean(before)
-    return f"{found.mean / base:+.1%} [{found.low / base:+.1%}, {found.high / base:+.1%}]"
+def gain(found: list[Found], before: str, after: str) -> str:
+    """From one of the fields to another, in percent of the first, with its interval."""
+    first, second = (
+        np.mean([getattr(one, of) for one in found], 0) for of in (before, after)
+    )
+    gained, base = metrics.bootstrap(second, first), first.mean()
+    return (
+        f"{gained.mean / base:+.1%} [{gained.low / base:+.1%}, {gained.high / base:+.1%}]"
+    )
 
 
 def main(argv=None) -> int:
