@@ -11,7 +11,8 @@ from tfrec_attn import fit
 from tfrec_attn.model import scoring
 
 ROOT = Path(__file__).parent.parent
-VARIANTS = runpy.run_path(str(ROOT / "benchmarks" / "rankers.py"))["VARIANTS"]
+BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "rankers.py"))
+VARIANTS = BENCHMARK["VARIANTS"]
 USERS, ITEMS, DIM = 3, 5, 8
 DRAW = np.random.default_rng(0)
 USER, ITEM = (DRAW.normal(size=(USERS, 4, DIM)), DRAW.normal(size=(ITEMS, 2, DIM)))
@@ -58,3 +59,15 @@ def test_rankers_are_their_formulas(name):
         for i in range(ITEMS):
             want = 10 * MATCH[name](user[u][USER_MASK[u]], item[i][ITEM_MASK[i]])
             assert shared[u, i] == pytest.approx(want, abs=1e-4)
+
+
+def test_a_row_averages_runs_before_users():
+    """Of two runs and two users; all gain a quarter on validation, so without a spread."""
+    found = BENCHMARK["Found"]
+    one = found(1.0, *map(np.array, ([0.2, 0.4], [0.3, 0.4], [0.1, 0.1], [0.2, 0.1])))
+    two = found(0.5, *map(np.array, ([0.2, 0.0], [0.2, 0.1], [0.3, 0.3], [0.3, 0.2])))
+    row = BENCHMARK["row"]("a ranker", [one, two])
+    assert row["gain on validation"] == "+25.0% [+25.0%, +25.0%]"
+    assert row["share"] == "1 0.5"
+    assert (row["ndcg@10"], row["each"]) == ("0.2000", "0.1500 0.2500")
+    assert row["gain"].startswith("+0.0% [")
