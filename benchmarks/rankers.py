@@ -7,10 +7,10 @@ same stage: same targets, candidates, tokens, epochs and seed. How much it count
 on the validation fold, and the test fold is asked once. What `--out` holds is not trained
 again, so that a comparison can be taken up and widened with `--only`.
 
-Prints a Markdown table: what the ranker gains on the validation fold where its score counts
-fully, and on the test fold, of each run the share and NDCG@10, and the gain. Gains are over
-the runs' retrieval, with their 95 % bootstrap intervals over users, a user's gain averaged
-over the runs.
+Prints a Markdown table: what the ranker gains on the validation fold (as many of its queries
+as in training) where its score counts fully, and on the test fold, of each run the share and
+NDCG@10, and the gain. Gains are over the runs' retrieval, with their 95 % bootstrap intervals
+over users, a user's gain averaged over the runs.
 
 Letters: B users, C candidates, n user tokens, m item tokens, d width; x is B, or 1 where
 all users share the candidates.
@@ -189,8 +189,8 @@ def measure(run: Path, name: str, out: Path) -> Found:
     most = {"validation": prepared.config.train.validation_queries, "test": None}
     for fold, at in (("validation", 0), ("validation", 1), ("test", 0), ("test", share)):
         model.share.assign(at)
-        found = evaluate.evaluate(model, prepared, fold, most=most[fold])
-        answers.append(found[METRIC])
+        by_user = evaluate.evaluate(model, prepared, fold, most=most[fold])
+        answers.append(by_user[METRIC])
     found = Found(share, *answers)
     out.mkdir(parents=True, exist_ok=True)
     np.savez(kept, **found._asdict())
@@ -224,13 +224,12 @@ def train(run: Path, variant: Variant, out: Path):
 
 def row(name: str, found: list[Found]) -> dict[str, str]:
     """One line of the table, from a ranker's runs."""
-    each = lambda values: " ".join(values)
     return {
         "ranker": name,
         "gain on validation": gain(found, "before", "full"),
-        "share": each(f"{one.share:g}" for one in found),
+        "share": " ".join(f"{one.share:g}" for one in found),
         METRIC: f"{np.mean([one.ranking.mean() for one in found]):.4f}",
-        "each": each(f"{one.ranking.mean():.4f}" for one in found),
+        "each": " ".join(f"{one.ranking.mean():.4f}" for one in found),
         "gain": gain(found, "retrieval", "ranking"),
     }
 

@@ -297,6 +297,7 @@ def some(side, at):
     """
     if not isinstance(side, Side):
         return tuple(tf.gather(tf.squeeze(part, 0), at) for part in side)
+    # Not part[0], whose gradient is a copy of all candidates.
     heads_first = lambda part: tf.gather(tf.squeeze(part, 0), at, axis=1)
     swapped = lambda x: tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
     return Side(*(swapped(heads_first(part)) for part in side))
@@ -380,7 +381,7 @@ def _like(x, value):
 def _by_head(x, heads):
     """`[b, .., t, h·e]` to `[b, h, .., t, e]`."""
     if heads == 1:
-        return tf.expand_dims(x, 1)
+        return tf.expand_dims(x, 1)  # the gradient of x[:, None] is a copy
     x = tf.reshape(x, tf.concat([tf.shape(x)[:-1], [heads, x.shape[-1] // heads]], 0))
     return tf.transpose(
         x, [0, x.shape.rank - 2, *range(1, x.shape.rank - 2), x.shape.rank - 1]
