@@ -7,10 +7,10 @@ same stage: same targets, candidates, tokens, epochs and seed. How much it count
 on the validation fold, and the test fold is asked once. What `--out` holds is not trained
 again, so that a comparison can be taken up and widened with `--only`.
 
-Prints a Markdown table: what the ranker gains on the validation fold (as many of its queries
-as in training) where its score counts fully, and on the test fold, of each run the share and
-NDCG@10, and the gain. Gains are over the runs' retrieval, with their 95 % bootstrap intervals
-over users, a user's gain averaged over the runs.
+Prints a Markdown table: what the ranker gains on the validation fold (as many of its
+queries as in training) where its score counts fully, and on the test fold, of each run the
+share and NDCG@10, and the gain. Gains are over the runs' retrieval, with their 95 %
+bootstrap intervals over users, a user's gain averaged over the runs.
 
 Letters: B users, C candidates, n user tokens, m item tokens, d width; x is B, or 1 where
 all users share the candidates.
