@@ -126,6 +126,8 @@ class Model(_Section):
       dim: Width of every feature token.
       heads: Attention heads of a user-tower block. Divides `dim`.
       blocks: Self-attention blocks of the user tower.
+      pooling: What the retrieval takes for a user: the state after the `last` event, where
+        events have an order, or the `mean` of the states after each, where they are a set.
       dropout: On tokens, attention and feed-forward layers.
       id_dropout: Share of items that lose their id token at a step, so that text learns
         to stand in for it.
@@ -136,6 +138,7 @@ class Model(_Section):
     dim: Positive = 64
     heads: Positive = 2
     blocks: Positive = 1
+    pooling: Literal["last", "mean"] = "last"
     dropout: float = pydantic.Field(0.3, ge=0, lt=1)
     id_dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     user_id: bool = False

@@ -94,3 +94,8 @@ def test_a_batch_has_one_static_shape_and_the_last_is_filled_up(size, steps):
     assert all(batch["user"].shape == (size,) for batch in epoch)
     real = [int((batch["weight"].numpy() > 0).sum()) for batch in epoch]
     assert real == [size] * (6 // size) + [6 % size] * (6 % size > 0)
+
+
+def test_no_tuner_outlives_the_stream():
+    """Its thread sleeps up to a minute, and who lets go of an iterator waits for it."""
+    assert batches.training(made(), 1, seed=0).options().autotune.enabled is False

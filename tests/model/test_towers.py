@@ -242,6 +242,29 @@ def test_what_is_served_is_the_query_of_the_training_window(seen):
     np.testing.assert_allclose(served, trained, atol=1e-5)
 
 
+@pytest.mark.parametrize("seen", range(8))
+def test_the_mean_is_of_the_state_before_all_events_and_those_of_the_last(seen):
+    tower = user_tower(pooling="mean", time=False)
+    past = history(7, rows=2, pad=1)
+    tokens, prefix = _call(tower, past)
+    states = tokens.numpy()[:, int(prefix) - 1 :].astype(np.float64)
+    kept = [0, *range(max(1, seen - LENGTH + 1), seen + 1)]
+    want = tower.norm(tf.constant(states[:, kept].mean(1)[:, None], tf.float32))[:, 0]
+    want /= np.linalg.norm(want, axis=-1, keepdims=True)
+    found = query(tower, past, [[seen, 0]] * 2)[:, 0]
+    np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_nothing_after_the_moment_reaches_a_query(pooling):
+    tower, past = user_tower(pooling=pooling), history(7)
+    plain = query(tower, past, [[3]])
+    other = {k: v.copy() for k, v in past.items()}
+    other["events"][0, 3:] = -9.0
+    other["feedback"][0, 3:] = 4
+    np.testing.assert_array_equal(query(tower, other, [[3]]), plain)
+
+
 @pytest.mark.parametrize("seen", range(5))
 def test_the_latest_stand_at_the_end(seen):
     """Of two rows of which the first has one more."""

@@ -91,6 +91,9 @@ def training(
         for name, value in gather(examples, np.full(1, -1)).items()
     }
     stream = lambda: (gather(examples, rows) for rows in index())
-    return tf.data.Dataset.from_generator(stream, output_signature=spec).prefetch(
-        tf.data.AUTOTUNE
-    )
+    options = tf.data.Options()
+    # There is nothing to tune, and the tuner's thread sleeps for longer and longer: up to a
+    # minute, which an iterator's end would wait for.
+    options.autotune.enabled = False
+    dataset = tf.data.Dataset.from_generator(stream, output_signature=spec)
+    return dataset.prefetch(2).with_options(options)

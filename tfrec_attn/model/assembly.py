@@ -48,6 +48,7 @@ def build(
         heads=settings.heads,
         blocks=settings.blocks,
         length=config.examples.history,
+        pooling=settings.pooling,
         dropout=drop,
         time=settings.time,
     )

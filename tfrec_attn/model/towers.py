@@ -141,6 +141,8 @@ class UserTower(tf_keras.layers.Layer):
       dim: d.
       heads, blocks: Of the self-attention.
       length: Events that one event sees, itself included.
+      pooling: What stands for a user: the state after the `last` event, or the `mean` of
+        the states after each.
       dropout: On tokens, attention and feed-forward layers.
       time: Whether gaps between events, and up to the request, are features.
     """
@@ -153,13 +155,14 @@ class UserTower(tf_keras.layers.Layer):
         heads: int,
         blocks: int,
         length: int,
+        pooling: str = "last",
         dropout: float = 0.0,
         time: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.features = FeatureTokens(encoders) if encoders else None
-        self.length, self.time = length, time
+        self.length, self.pooling, self.time = length, pooling, time
         self.feedback = tf_keras.layers.Embedding(
             len(LABELS), dim, embeddings_initializer=_normal(dim)
         )
@@ -228,10 +231,22 @@ class UserTower(tf_keras.layers.Layer):
         Returns:
           `[B, T, d]` unit vectors.
         """
-        state = tf.gather(tokens, prefix - 1 + seen, batch_dims=1)
+        # Before all events, and after each of them.
+        states = tokens[:, prefix - 1 :]
+        last = lambda: tf.gather(states, seen, batch_dims=1)
+        state = self._mean(states, seen) if self.pooling == "mean" else last()
         if self.time:
             state += self.request_gap(gaps)
         return tf.math.l2_normalize(self.norm(state), -1)
+
+    def _mean(self, states, seen):
+        """Of the state before all events and those after the last `length` that are seen:
+        `[B, 1 + W, d]` and `[B, T]` to `[B, T, d]`."""
+        total = tf.pad(tf.cumsum(states[:, 1:], 1), [[0, 0], [1, 0], [0, 0]])
+        until = lambda place: tf.gather(total, place, batch_dims=1)
+        count = tf.minimum(seen, self.length)
+        events = until(seen) - until(seen - count)
+        return (states[:, :1] + events) / tf.cast(1 + count, states.dtype)[..., None]
 
 
 class UserTokens(tf_keras.layers.Layer):
