@@ -3,9 +3,10 @@ r"""The scorer against others in its place, and its training with and without it
     python benchmarks/rankers.py runs/seed-0 runs/seed-1 runs/seed-2 --out runs/rankers
 
 Each run's retrieval is taken as it is. In the scorer's place each ranker is trained by the
-same stage: same targets, candidates, tokens, epochs and seed. How much it counts is chosen
-on the validation fold, and the test fold is asked once. What `--out` holds is not trained
-again, so that a comparison can be taken up and widened with `--only`.
+same stage: same targets, candidates, tokens, epochs and seed; with `--set` all by other
+settings than the run's. How much it counts is chosen on the validation fold, and the test
+fold is asked once. What `--out` holds is not trained again, so that a comparison can be
+taken up and widened with `--only`; other settings need another folder.
 
 Prints a Markdown table: what the ranker gains on the validation fold (as many of its
 queries as in training) where its score counts fully, and on the test fold, of each run the
@@ -173,7 +174,7 @@ class Found(NamedTuple):
     ranking: np.ndarray
 
 
-def measure(run: Path, name: str, out: Path) -> Found:
+def measure(run: Path, variant: Variant, out: Path) -> Found:
     """The test fold's answer of a ranker on a run's retrieval; `out` keeps it.
 
     Raises:
@@ -183,8 +184,8 @@ def measure(run: Path, name: str, out: Path) -> Found:
         with np.load(kept) as found:
             return Found(*(found[name] for name in Found._fields))
     # The scorer as it is: the run has trained it already.
-    own = VARIANTS[name] == Variant()
-    model, prepared = runs.load(run) if own else train(run, VARIANTS[name], out)
+    own = variant == Variant()
+    model, prepared = runs.load(run) if own else train(run, variant, out)
     share, answers = float(model.share), []
     most = {"validation": prepared.config.train.validation_queries, "test": None}
     for fold, at in (("validation", 0), ("validation", 1), ("test", 0), ("test", share)):
@@ -253,12 +254,18 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="RANKER"
     )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="section.field=value",
+        help="changes one setting of all rankers; may be repeated",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     rows = []
     try:
         for name in args.only:
-            slug = "-".join(name.replace(",", "").split())
-            found = [measure(run, name, args.out / slug / run.name) for run in args.runs]
+            place = args.out / "-".join(name.replace(",", "").split())
+            overrides = *args.set, *VARIANTS[name].overrides
+            variant = VARIANTS[name]._replace(overrides=overrides)
+            found = [measure(run, variant, place / run.name) for run in args.runs]
             rows.append(row(name, found))
             print(report.table(rows), file=sys.stderr)
     except (OSError, ValueError) as error:

@@ -8,8 +8,8 @@ r"""A run under the protocol of the Recommenders project's comparison on MovieLe
 
 There a quarter of each user's ratings, drawn without regard to time, is the test; every
 rating is relevant; each user is asked once, with all other ratings as the history; items
-of the history are left out, and ten are listed. The validation fold, a twentieth, is taken
-out of the training part, so the model learns from 70 % and not from 75 %.
+of the history are left out, and ten are listed. The validation fold, a fiftieth, is taken
+out of the training part, so the model learns from 73 % and not from 75 %.
 
 Prints NDCG@10, precision@10, recall@10 and MAP@10 of each run by the formulas of
 `tfrec_attn.metrics`. NDCG is that of the project's `ndcg_at_k` with binary relevance,
