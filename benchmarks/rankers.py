@@ -9,9 +9,10 @@ fold is asked once. What `--out` holds is not trained again, so that a compariso
 taken up and widened with `--only`; other settings need another folder.
 
 Prints a Markdown table: what the ranker gains on the validation fold (as many of its
-queries as in training) where its score counts fully, and on the test fold, of each run the
-share and NDCG@10, and the gain. Gains are over the runs' retrieval, with their 95 %
-bootstrap intervals over users, a user's gain averaged over the runs.
+queries as in training) where its score counts fully, over the runs' retrieval and over the
+table's first line; and on the test fold of each run the share and NDCG@10, and the gain
+over the retrieval. Gains have 95 % bootstrap intervals over users, a user's gain averaged
+over the runs.
 
 Letters: B users, C candidates, n user tokens, m item tokens, d width; x is B, or 1 where
 all users share the candidates.
@@ -223,23 +224,24 @@ def train(run: Path, variant: Variant, out: Path):
     return model, prepared
 
 
-def row(name: str, found: list[Found]) -> dict[str, str]:
-    """One line of the table, from a ranker's runs."""
+def row(name: str, found: list[Found], first: list[Found]) -> dict[str, str]:
+    """One line of the table, from a ranker's runs and those of the first line."""
+    of = lambda field, some=found: [getattr(one, field) for one in some]
     return {
         "ranker": name,
-        "gain on validation": gain(found, "before", "full"),
+        "gain on validation": gain(of("before"), of("full")),
+        "over the first line": gain(of("full", first), of("full")),
         "share": " ".join(f"{one.share:g}" for one in found),
         METRIC: f"{np.mean([one.ranking.mean() for one in found]):.4f}",
         "each": " ".join(f"{one.ranking.mean():.4f}" for one in found),
-        "gain": gain(found, "retrieval", "ranking"),
+        "gain": gain(of("retrieval"), of("ranking")),
     }
 
 
-def gain(found: list[Found], before: str, after: str) -> str:
-    """From one of the fields to another, in percent of the first, with its interval."""
-    first, second = (
-        np.mean([getattr(one, of) for one in found], 0) for of in (before, after)
-    )
+def gain(before: list[np.ndarray], after: list[np.ndarray]) -> str:
+    """From one metric to another, runs times `[users]` each, in percent of the first, with
+    its interval."""
+    first, second = np.mean(before, 0), np.mean(after, 0)
     gained, base = metrics.bootstrap(second, first), first.mean()
     return (
         f"{gained.mean / base:+.1%} [{gained.low / base:+.1%}, {gained.high / base:+.1%}]"
@@ -259,14 +261,15 @@ def main(argv=None) -> int:
         help="changes one setting of all rankers; may be repeated",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    rows = []
+    rows, first = [], []
     try:
         for name in args.only:
             place = args.out / "-".join(name.replace(",", "").split())
             overrides = *args.set, *VARIANTS[name].overrides
             variant = VARIANTS[name]._replace(overrides=overrides)
             found = [measure(run, variant, place / run.name) for run in args.runs]
-            rows.append(row(name, found))
+            first = first or found
+            rows.append(row(name, found, first))
             print(report.table(rows), file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)

@@ -66,8 +66,10 @@ def test_a_row_averages_runs_before_users():
     found = BENCHMARK["Found"]
     one = found(1.0, *map(np.array, ([0.2, 0.4], [0.3, 0.4], [0.1, 0.1], [0.2, 0.1])))
     two = found(0.5, *map(np.array, ([0.2, 0.0], [0.2, 0.1], [0.3, 0.3], [0.3, 0.2])))
-    row = BENCHMARK["row"]("a ranker", [one, two])
+    row = BENCHMARK["row"]("a ranker", [one, two], [two, one._replace(full=two.before)])
     assert row["gain on validation"] == "+25.0% [+25.0%, +25.0%]"
+    # From 0.2 and 0.05 of the two users to 0.25 and 0.25.
+    assert row["over the first line"].startswith("+100.0% [")
     assert row["share"] == "1 0.5"
     assert (row["ndcg@10"], row["each"]) == ("0.2000", "0.1500 0.2500")
     assert row["gain"].startswith("+0.0% [")
