@@ -215,6 +215,23 @@ def test_an_item_without_a_training_event_has_no_id_token(place):
     np.testing.assert_array_equal(prepared.item_features["id"], want)
 
 
+def test_a_repeated_item_is_no_target_and_told_once(tmp_path, caplog):
+    """Of nine events a user the last is the test; user 1 has had its item."""
+    write(tmp_path)
+    again = tmp_path / "interactions.csv"
+    lines = again.read_text().splitlines()
+    first = next(line for line in lines if line.startswith("u1,")).split(",")
+    late = 1_000_000_000 + 9 * DAY
+    lines += [f"u{u},i{ITEMS - 1},5,{late}" for u in range(USERS) if u != 1]
+    again.write_text("\n".join([*lines, f"u1,{first[1]},5,{late}"]) + "\n")
+    caplog.set_level("INFO")
+    prepared = pipeline.prepare(settings(tmp_path))
+    targets = [prepared.held_out("test").targets for _ in range(2)][1]
+    assert np.unique(targets.user).tolist() == [0, 2, 3, 4]
+    assert caplog.text.count("test: 1 events repeat a known item") == 1
+    assert "validation: " not in caplog.text
+
+
 def test_what_cannot_be_trained_on_is_named(place, tmp_path):
     with pytest.raises(ValueError, match="No tables: "):
         pipeline.prepare(config_lib.load())

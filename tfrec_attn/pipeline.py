@@ -76,18 +76,23 @@ class Prepared:
     def held_out(self, fold: str) -> examples.Examples:
         """One example for each new positive event of `validation` or `test`: what the
         user already had in the earlier folds is no target, as it is never recommended."""
-        past = self.events(self.split.known(fold))
-        goal = self.events(getattr(self.split, fold))
-        seen = _pairs(past, len(self.items))
-        fresh = ~np.isin(_pairs(goal, len(self.items)), seen)
+        past, goal, fresh = self._goal(fold)
         wanted = fresh & self.label_is_positive[goal.feedback]
-        if not fresh.all():
-            logger.info(
-                "%s: %d events repeat a known item and are no targets", fold, (~fresh).sum()
-            )
         return examples.make(
             past, goal.take(np.flatnonzero(wanted)), length=self.config.examples.history
         )
+
+    def repeated(self, fold: str) -> int:
+        """How many events of a fold are no targets as their users have had the item."""
+        return int((~self._goal(fold)[2]).sum())
+
+    def _goal(self, fold: str):
+        """What was before a fold, its events, and whether each is of an item that is new
+        to its user."""
+        past = self.events(self.split.known(fold))
+        goal = self.events(getattr(self.split, fold))
+        seen = _pairs(past, len(self.items))
+        return past, goal, ~np.isin(_pairs(goal, len(self.items)), seen)
 
 
 def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
@@ -163,7 +168,7 @@ def prepare(
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
     user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
-    return Prepared(
+    prepared = Prepared(
         config,
         found,
         split,
@@ -175,6 +180,12 @@ def prepare(
         counts / counts.sum(),
         truncated,
     )
+    for fold in ("validation", "test"):
+        if repeated := prepared.repeated(fold):
+            logger.info(
+                "%s: %d events repeat a known item and are no targets", fold, repeated
+            )
+    return prepared
 
 
 def _split(config: Config, events, *, timed: bool) -> splits.Split:
