@@ -58,14 +58,28 @@ class Bert(tf_keras.layers.Layer):
         self.max_length = model.config.max_position_embeddings
         self.vocab_size = model.config.vocab_size
         self.pad_id = model.config.pad_token_id
+        self.prefix, self._chosen = 0, None
+
+    def choose(self, variables):
+        """Only these are trained from now on."""
+        self._chosen = {id(variable) for variable in variables}
+        self.trainable = self.model.trainable = bool(self._chosen)
+
+    @property
+    def trainable_weights(self):
+        weights = super().trainable_weights
+        if self._chosen is None:
+            return weights
+        return [weight for weight in weights if id(weight) in self._chosen]
 
     def call(self, ids, training=False):
         if ids.shape[1] is not None:
             _check_length(ids.shape[1], self.max_length)
         # A frozen BERT has no dropout either, whatever trains above it.
+        real = tf.pad(ids != self.pad_id, [[0, 0], [self.prefix, 0]], constant_values=True)
         hidden = self.model(
             input_ids=ids,
-            attention_mask=tf.cast(ids != self.pad_id, tf.int32),
+            attention_mask=tf.cast(real, tf.int32),
             training=training and self.trainable,
         ).last_hidden_state
         return tf.cast(hidden, tf.float32)

@@ -1,0 +1,280 @@
+"""What of a BERT is trained: all of it, its last blocks, its biases, or little that stands
+beside its maps.
+
+Letters: B texts, m token ids a text, d width of what goes in, e of what comes out, r rank,
+p length of a prefix, w width of an adapter.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+METHODS = ("frozen", "last:N", "all", "bitfit", "lora", "adalora", "adapter", "prefix")
+
+
+class Beside(tf_keras.layers.Layer):
+    """A map `x W + b` of the checkpoint, and what is learned beside it.
+
+    Args:
+      dense: The map, which stays as it is.
+      size: r, w or p.
+      seed: Of the start.
+    """
+
+    def __init__(self, dense, size: int, seed: int):
+        super().__init__(name=dense.name)
+        self.dense, self.size, self.seed = dense, size, seed
+        self.built = True
+        self._add(*dense.kernel.shape)
+
+    def _add(self, width: int, out: int) -> None:
+        """Makes what is learned."""
+        raise NotImplementedError
+
+    def _new(self, name: str, shape, start="zeros", trainable=True):
+        return self.add_weight(name, shape, initializer=start, trainable=trainable)
+
+    def _normal(self, deviation: float, stream: int = 0):
+        return tf_keras.initializers.RandomNormal(stddev=deviation, seed=self.seed + stream)
+
+
+class LowRank(Beside):
+    """`x W + b + s x A B`: a change of rank r, 0 at the start. s is 2.
+
+    References:
+      - LoRA: Hu et al., 2021, arXiv:2106.09685, equation 3, on the maps to queries and
+        values (section 4.2), with α = 2 r.
+    """
+
+    scale = 2.0
+
+    def _add(self, width, out):
+        self.a = self._new("lora_a", (width, self.size), self._normal(width**-0.5))
+        self.b = self._new("lora_b", (self.size, out))
+
+    def call(self, inputs):
+        return self.dense(inputs) + self.scale * tf.matmul(
+            tf.matmul(inputs, self.a), self.b
+        )
+
+    def change(self):
+        """`[d, e]`, what is added to W."""
+        return self.scale * tf.matmul(self.a, self.b)
+
+
+class Singular(Beside):
+    """`x W + b + x P diag(λ) Q`: a change whose rank can be cut, 0 at the start.
+
+    P and Q are kept near orthogonal, so that a λ says how much its direction counts.
+
+    References:
+      - AdaLoRA: Zhang et al., 2023, arXiv:2303.10512, equations 3 and 4.
+    """
+
+    penalty = 0.1
+
+    def _add(self, width, out):
+        self.p = self._new("adalora_p", (width, self.size), self._normal(width**-0.5))
+        self.q = self._new("adalora_q", (self.size, out), self._normal(out**-0.5, 1))
+        self.values = self._new("adalora_values", (self.size,))
+        self.kept = self._new("adalora_kept", (self.size,), "ones", trainable=False)
+
+    def call(self, inputs):
+        self.add_loss(self._skew)
+        inner = tf.matmul(inputs, self.p) * (self.values * self.kept)
+        return self.dense(inputs) + tf.matmul(inner, self.q)
+
+    def change(self):
+        """`[d, e]`, what is added to W."""
+        return tf.matmul(self.p * (self.values * self.kept), self.q)
+
+    def _skew(self):
+        grams = (
+            tf.matmul(self.p, self.p, transpose_a=True),
+            tf.matmul(self.q, self.q, transpose_b=True),
+        )
+        unit = tf.eye(self.size)
+        return self.penalty * sum(tf.reduce_sum(tf.square(g - unit)) for g in grams)
+
+
+class Adapter(Beside):
+    """`y + gelu(y D) U` of `y = x W + b`: a bottleneck, 0 at the start.
+
+    References:
+      - Houlsby et al., 2019, arXiv:1902.00751, behind both sublayers of a block.
+    """
+
+    def _add(self, width, out):
+        self.down = self._new("adapter_down", (out, self.size), self._normal(out**-0.5))
+        self.down_bias = self._new("adapter_down_bias", (self.size,))
+        self.up = self._new("adapter_up", (self.size, out))
+        self.up_bias = self._new("adapter_up_bias", (out,))
+
+    def call(self, inputs):
+        y = self.dense(inputs)
+        hidden = tf.nn.gelu(tf.matmul(y, self.down) + self.down_bias)
+        return y + tf.matmul(hidden, self.up) + self.up_bias
+
+
+class Prefix(Beside):
+    """p learned keys, or values, before those of the text: `[B, m, d]` to `[B, p + m, e]`.
+
+    References:
+      - Li and Liang, 2021, arXiv:2101.00190; without their reparametrization, which is
+        thrown away after training.
+    """
+
+    def _add(self, width, out):
+        self.prefix = self._new("prefix", (self.size, out), self._normal(0.02))
+
+    def call(self, inputs):
+        y = self.dense(inputs)
+        first = tf.broadcast_to(self.prefix, (tf.shape(y)[0], *self.prefix.shape))
+        return tf.concat([tf.cast(first, y.dtype), y], 1)
+
+
+# What a method puts beside which maps of a block.
+_MAPS = {
+    "query": ("attention.self_attention", "query"),
+    "key": ("attention.self_attention", "key"),
+    "value": ("attention.self_attention", "value"),
+    "attention": ("attention.dense_output", "dense"),
+    "up": ("intermediate", "dense"),
+    "down": ("bert_output", "dense"),
+}
+_BESIDE: dict[str, tuple[type[Beside], tuple[str, ...]]] = {
+    "lora": (LowRank, ("query", "value")),
+    "adalora": (Singular, tuple(_MAPS)),
+    "adapter": (Adapter, ("attention", "down")),
+    "prefix": (Prefix, ("key", "value")),
+}
+
+
+def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
+    """Makes a frozen BERT trainable, in one of `METHODS`.
+
+    Args:
+      bert: From `bert.load`, as it was loaded.
+      method: `frozen`; `last:2` for the last two blocks; `all`; `bitfit` for the biases;
+        or what `lora`, `adalora`, `adapter` or `prefix` puts beside the maps.
+      size: Rank, width of an adapter, or length of a prefix.
+      seed: Of what is put there.
+
+    Raises:
+      ValueError: When the method is none of these, or N is not among the blocks.
+
+    References:
+      - BitFit: Ben Zaken et al., 2021, arXiv:2106.10199.
+    """
+    blocks = bert.model.bert.encoder.layer
+    if method == "frozen":
+        chosen: list[Any] = []
+    elif method == "all":
+        chosen = bert.variables
+    elif method == "bitfit":
+        chosen = [v for v in bert.variables if _name(v).endswith(("bias", "beta"))]
+    elif method in _BESIDE:
+        kind, maps = _BESIDE[method]
+        chosen = []
+        for number, block in enumerate(blocks):
+            for place, name in enumerate(maps):
+                owner, attribute = _owner(block, name)
+                start = seed + 10 * (number * len(maps) + place)
+                beside = kind(getattr(owner, attribute), size, start)
+                setattr(owner, attribute, beside)
+                chosen += beside._trainable_weights
+        bert.prefix = size if method == "prefix" else 0
+    else:
+        chosen = [v for block in _last(method, blocks) for v in block.variables]
+    bert.choose(chosen)
+
+
+def _last(method: str, blocks):
+    found = re.fullmatch(r"last:(\d+)", method)
+    if not found:
+        raise ValueError(
+            f"bert.tuning is one of {', '.join(METHODS)}. Received: {method!r}."
+        )
+    count = int(found[1])
+    if not 1 <= count <= len(blocks):
+        raise ValueError(
+            f"bert.tuning=last:N trains the last N of this BERT's {len(blocks)} blocks. "
+            f"Received: {method!r}."
+        )
+    return blocks[-count:]
+
+
+def beside(bert) -> Iterator[tuple[str, Any, str, Beside]]:
+    """All that `tune` put there: its name, the layer and attribute it hangs on, itself."""
+    for number, block in enumerate(bert.model.bert.encoder.layer):
+        for name in _MAPS:
+            owner, attribute = _owner(block, name)
+            if isinstance(found := getattr(owner, attribute), Beside):
+                yield f"layer_{number}/{name}", owner, attribute, found
+
+
+def merge(bert) -> None:
+    """Adds changes of low rank to the maps themselves, and leaves these frozen and plain.
+
+    Raises:
+      ValueError: When what stands beside a map is none of its weights.
+    """
+    for _, owner, attribute, found in list(beside(bert)):
+        if not isinstance(found, LowRank | Singular):
+            raise ValueError(
+                f"{type(found).__name__} layers are no part of a map, so that they cannot "
+                "be merged into it: keep what `delta` gives beside the checkpoint."
+            )
+        found.dense.kernel.assign_add(found.change())
+        setattr(owner, attribute, found.dense)
+    bert.choose([])
+
+
+def delta(bert) -> dict[str, np.ndarray]:
+    """What a tuned BERT differs by from its checkpoint, by name."""
+    return {name: variable.numpy() for name, variable in _named(bert).items()}
+
+
+def apply(bert, values: Mapping[str, np.ndarray]) -> None:
+    """Gives a BERT that was tuned the same way what `delta` kept of another.
+
+    Raises:
+      ValueError: When the names or shapes are those of another BERT or method.
+    """
+    named = _named(bert)
+    shapes = [{n: tuple(v.shape) for n, v in kept.items()} for kept in (named, values)]
+    if shapes[0] != shapes[1]:
+        name = min(n for n, _ in shapes[0].items() ^ shapes[1].items())
+        mine, other = (kept.get(name, "missing") for kept in shapes)
+        raise ValueError(
+            f"The delta is of another BERT or another tuning: {name} is {other} there, and "
+            f"here {mine}."
+        )
+    for name, variable in named.items():
+        variable.assign(values[name])
+
+
+def _named(bert) -> dict[str, tf.Variable]:
+    named = {}
+    for name, _, _, found in beside(bert):
+        own = [*found._trainable_weights, *found._non_trainable_weights]
+        named |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
+    added = {id(variable) for variable in named.values()}
+    of_checkpoint = (v for v in bert.trainable_weights if id(v) not in added)
+    return {_name(v): v for v in of_checkpoint} | named
+
+
+def _owner(block, name: str):
+    path, attribute = _MAPS[name]
+    for part in path.split("."):
+        block = getattr(block, part)
+    return block, attribute
+
+
+def _name(variable) -> str:
+    """Of a weight of the checkpoint, without what Keras calls this model."""
+    return variable.name.removesuffix(":0").partition("/bert/")[2]
