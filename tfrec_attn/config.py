@@ -119,6 +119,28 @@ class Text(_Section):
     max_length: int = pydantic.Field(48, ge=3, le=512)
 
 
+class Bert(_Section):
+    """What of the text backbone is trained, with the retrieval; items' texts only.
+
+    Attributes:
+      tuning: `frozen`, `last:2` (or another number of last blocks), `all`, `bitfit` (the
+        biases), or little beside its maps: `lora`, `adalora`, `adapter`, `prefix`.
+      size: Rank of `lora` and `adalora`, width of `adapter`, length of `prefix`.
+      learning_rate: Peak rate of BERT's weights; all others have `train.learning_rate`.
+      decay: Factor of that rate from each block to the one below it.
+      live: Items of a step whose texts pass through BERT; of the others it is known what
+        BERT said after the last epoch.
+    """
+
+    tuning: str = pydantic.Field(
+        "frozen", pattern=r"^(frozen|last:[1-9]\d*|all|bitfit|lora|adalora|adapter|prefix)$"
+    )
+    size: Positive = 8
+    learning_rate: float = pydantic.Field(2e-5, gt=0)
+    decay: float = pydantic.Field(1.0, gt=0, le=1)
+    live: Positive = 64
+
+
 class Model(_Section):
     """Widths and depths of the towers.
 
@@ -293,6 +315,7 @@ class Config(_Section):
     split: Split = Split()
     examples: Examples = Examples()
     text: Text = Text()
+    bert: Bert = Bert()
     model: Model = Model()
     scorer: Scorer = Scorer()
     loss: Loss = Loss()

@@ -56,7 +56,11 @@ def served(model, prepared):
     encoder = None
     if "text" in prepared.item_features:
         folder = assets.backbone(config.text.backbone)
-        encoder = TextEncoder(WordPiece(folder), bert.load(folder), config.text.max_length)
+        encoder = TextEncoder(
+            WordPiece(folder),
+            model.live.bert if model.live else bert.load(folder),
+            config.text.max_length,
+        )
     past = prepared.events(np.arange(len(prepared.tables.interactions)))
     return Served(
         Index(model, shortlist=config.index.shortlist, tokens=config.index.tokens),

@@ -110,11 +110,7 @@ def run_stage(
     rate = schedule(per_epoch * epochs, settings)
     keeper.begin()
     with model.distribute_strategy.scope():
-        model.compile(
-            optimizer=tf_keras.optimizers.AdamW(
-                rate, weight_decay=settings.weight_decay, global_clipnorm=settings.clip
-            )
-        )
+        model.compile(optimizer=optimizer(model, settings, rate))
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
     keeper.watch(resume)
@@ -153,6 +149,48 @@ def schedule(
         alpha=0.05,
         warmup_target=settings.learning_rate,
         warmup_steps=max(1, int(steps * settings.warmup)),
+    )
+
+
+def optimizer(model: Recommender, settings: Any, rate) -> tf_keras.optimizers.Optimizer:
+    """AdamW; a BERT that is trained has rates of its own and is not pulled to 0."""
+    live = model.live if model.stage != "ranking" else None
+    own = [] if live is None else live.rates
+    made = AdamW(
+        rate,
+        shares=[(variable, peak / settings.learning_rate) for variable, peak in own],
+        weight_decay=settings.weight_decay,
+        global_clipnorm=settings.clip,
+    )
+    made.exclude_from_weight_decay([variable for variable, _ in own])
+    return made
+
+
+class AdamW(tf_keras.optimizers.AdamW):
+    """With less, or more, than the scheduled rate for some variables.
+
+    Args:
+      rate: The schedule.
+      shares: Variables and their factors of the rate; all others have 1.
+    """
+
+    _share = 1.0
+
+    def __init__(self, rate, *, shares, **kwargs):
+        super().__init__(rate, **kwargs)
+        factors = {self._var_key(variable): share for variable, share in shares}
+        self._share_of = lambda variable: factors.get(self._var_key(variable), 1.0)
+
+    def update_step(self, gradient, variable):
+        self._share = self._share_of(variable)
+        super().update_step(gradient, variable)
+        self._share = 1.0
+
+    def _get_learning_rate(self):
+        return super().learning_rate * self._share
+
+    learning_rate = property(
+        _get_learning_rate, tf_keras.optimizers.AdamW.learning_rate.fset
     )
 
 
@@ -197,6 +235,7 @@ class Keeper(tf_keras.callbacks.Callback):
         model.stage = self.stage
         if self.stage == "ranking":
             weights(model).read(str(self.place / "best-retrieval")).assert_consumed()
+            model.refresh()
         # Until there is a ranking the retrieval is measured alone.
         model.share.assign(float(self.stage != "retrieval" and model.settings.ranking > 0))
 
@@ -205,7 +244,10 @@ class Keeper(tf_keras.callbacks.Callback):
         complete epoch, where there is one."""
         model = self.recommender
         self.state = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, dropout=generators(model)
+            model=model,
+            bert=model.learned.get("bert", []),
+            optimizer=model.optimizer,
+            dropout=generators(model),
         )
         self.last = tf.train.CheckpointManager(
             self.state, self.place / self.stage, 1, checkpoint_name="last"
@@ -216,6 +258,7 @@ class Keeper(tf_keras.callbacks.Callback):
         lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
         self.history += [json.loads(line) for line in lines[self.before : done]]
         self.state.restore(self.last.latest_checkpoint).assert_consumed()
+        model.refresh()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -237,6 +280,8 @@ class Keeper(tf_keras.callbacks.Callback):
         # The meters are of the epoch; `logs` may be one replica's.
         line = {"epoch": len(self.history) + 1, "stage": self.stage}
         line |= {f"train_{k}": float(v) for k, v in logs.items()}
+        if self.stage != "ranking":
+            self.recommender.refresh()
         found = metrics.summary(self.validate())
         if self.monitor not in found:
             raise ValueError(
@@ -268,6 +313,7 @@ class Keeper(tf_keras.callbacks.Callback):
         model, found = self.recommender, {}
         kept = weights(model)
         kept.read(str(self.place / f"best-{self.stage}")).assert_consumed()
+        model.refresh()
         for share in SHARES if model.settings.ranking else ():
             model.share.assign(share)
             found[share] = np.atleast_1d(self.validate()[self.monitor])

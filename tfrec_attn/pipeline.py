@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfrec_attn import assets
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
 from tfrec_attn.labels import LABELS
-from tfrec_attn.model import assembly, recommender
+from tfrec_attn.model import assembly, recommender, texts, tuning
 from tfrec_attn.model import bert as bert_lib
-from tfrec_attn.model.tokenizer import WordPiece
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +32,8 @@ class Prepared:
       items, users: The catalogs.
       item_features, user_features: Arrays by row, texts encoded; see
         `towers.FeatureTokens`.
-      words: `[I, W]` the words of the item texts, by token; empty at padding.
+      texts: Of the items, None where there are none.
       frequency: `[I]` share of each item among the training targets.
-      truncated: Share of item texts that were longer than `text.max_length`.
     """
 
     config: Config
@@ -46,9 +43,18 @@ class Prepared:
     users: catalog.Catalog
     item_features: dict[str, np.ndarray]
     user_features: dict[str, np.ndarray]
-    words: np.ndarray
+    texts: texts.Tokens | None
     frequency: np.ndarray
-    truncated: float
+
+    @property
+    def words(self) -> np.ndarray:
+        """`[I, W]` the words of the item texts, by token; "" at padding."""
+        return self.texts.words if self.texts else np.zeros((len(self.items), 0), str)
+
+    @property
+    def truncated(self) -> float:
+        """Share of item texts that were longer than `text.max_length`."""
+        return self.texts.truncated if self.texts else 0.0
 
     @property
     def label_is_positive(self) -> np.ndarray:
@@ -160,10 +166,8 @@ def prepare(
             f"No training event has a label of examples.positives="
             f"{list(config.examples.positives)}. Map feedback or widen the setting."
         )
-    item_features, words, truncated = _features(
-        config, items, out and out / "item_texts.npz"
-    )
-    user_features, _, _ = _features(config, users, out and out / "user_texts.npz")
+    item_features, tokens = _features(config, items, out and out / "item_texts.npz")
+    user_features, _ = _features(config, users, out and out / "user_texts.npz")
     rows = np.arange(1, len(items) + 1, dtype=np.int32)
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
@@ -176,9 +180,8 @@ def prepare(
         users,
         item_features,
         user_features,
-        words,
+        tokens,
         counts / counts.sum(),
-        truncated,
     )
     for fold in ("validation", "test"):
         if repeated := prepared.repeated(fold):
@@ -215,60 +218,16 @@ def _split(config: Config, events, *, timed: bool) -> splits.Split:
 
 
 def _features(config: Config, table: catalog.Catalog, cache: Path | None):
-    """The catalog's arrays and encoded texts, the words of these, and how many were cut."""
-    features = dict(table.features)
+    """The catalog's arrays with encoded texts, and the texts, where there are any."""
+    arrays = dict(table.features)
     if not config.text.backbone or not any(table.texts):
-        return features, np.zeros((len(table), 0), str), 0.0
+        return arrays, None
     folder = assets.backbone(config.text.backbone)
-    tokenizer = WordPiece(folder)
-    ids, cut = tokenizer(tf.constant(list(table.texts)), config.text.max_length)
-    ids = ids.numpy()
-    ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
-    place, words = tokenizer.words(ids)
-    if not words.size:
-        return features, words, 0.0
-    hidden = _encoded(folder, ids, cache)
-    # Of an empty text BERT says something all the same.
-    mean = _mean(hidden, np.where(ids != tokenizer.pad_id, 0, -1), 1)[:, 0]
-    texts = {
-        "text": _mean(hidden, place, words.shape[1]).astype(np.float16),
-        "text_mask": words != "",
-        "text_mean": np.where((words != "").any(1, keepdims=True), mean, 0),
-    }
-    return features | texts, words, float(cut.numpy().mean())
-
-
-def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
-    """BERT's hidden states, `[N, m, width]` float16.
-
-    `cache` keeps them, and is believed while ids and weights are those it was made of.
-    """
-    weights = assets.fingerprint(folder)
-    if cache is not None and cache.exists():
-        with np.load(cache) as kept:
-            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
-                return kept["hidden"]
-    with tqdm(total=len(ids), desc="encoding texts", unit="text") as bar:
-        hidden = bert_lib.encode(
-            bert_lib.load(folder), ids, dtype=np.float16, progress=bar.update
-        )
-    if cache is not None:
-        # Written beside and renamed: a run that is killed leaves no half of a file.
-        partial = cache.with_name(f"partial-{cache.name}")
-        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
-        partial.replace(cache)
-    return hidden
-
-
-def _mean(hidden: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
-    """The mean hidden state of the pieces of each of `count` places, `[N, count, width]`
-    float32; `place` `[N, m]` is -1 for a piece of none."""
-    total = np.zeros((len(hidden), count, hidden.shape[2]), np.float32)
-    pieces = np.zeros((len(hidden), count, 1), np.float32)
-    at = np.nonzero(place >= 0)
-    np.add.at(total, (at[0], place[at]), hidden[at])
-    np.add.at(pieces, (at[0], place[at]), 1)
-    return total / np.maximum(pieces, 1)
+    tokens = texts.tokenize(folder, table.texts, config.text.max_length)
+    if not tokens.words.size:
+        return arrays, None
+    hidden = texts.encoded(folder, tokens.ids, cache)
+    return arrays | texts.features(hidden, tokens), tokens
 
 
 def build(prepared: Prepared) -> recommender.Recommender:
@@ -289,4 +248,22 @@ def build(prepared: Prepared) -> recommender.Recommender:
         user_columns=prepared.users.columns,
         frequency=prepared.frequency,
         positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes),
+        live=_live(prepared),
     )
+
+
+def _live(prepared: Prepared) -> texts.Live | None:
+    """The BERT that is trained, None where it is frozen."""
+    config, settings = prepared.config, prepared.config.bert
+    if settings.tuning == "frozen":
+        return None
+    if prepared.texts is None:
+        raise ValueError(
+            f"bert.tuning={settings.tuning!r} trains BERT on the texts of items, and there "
+            "are none: set schema.items.text and text.backbone, or bert.tuning=frozen."
+        )
+    bert = bert_lib.load(assets.backbone(config.text.backbone))
+    tuning.tune(bert, settings.tuning, size=settings.size, seed=config.train.seed)
+    logger.info("bert.tuning=%s: %s", settings.tuning, tuning.count(bert))
+    rates = tuning.rates(bert, settings.learning_rate, settings.decay)
+    return texts.Live(bert, prepared.texts, count=settings.live, rates=rates)

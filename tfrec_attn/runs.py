@@ -165,3 +165,4 @@ def untrained(run: Path):
 def restore(model, run: Path) -> None:
     """Gives a model of the run the weights that training kept."""
     fit.weights(model).read(str(run / "checkpoints" / "best")).assert_consumed()
+    model.refresh()

@@ -118,7 +118,8 @@ def test_merged_is_unmerged_and_a_plain_bert(folder, method):
     before, names = hidden(bert), [v.name for v in bert_lib.load(folder).variables]
     tuning.merge(bert)
     np.testing.assert_allclose(hidden(bert), before, atol=1e-5)
-    assert not list(tuning.beside(bert)) and not bert.trainable_weights
+    assert not list(tuning.beside(bert))
+    assert not bert.trainable_weights
     assert len(bert.variables) == len(names)
 
 

@@ -11,6 +11,7 @@ from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
 from tfrec_attn.model.recommender import Recommender
 from tfrec_attn.model.states import Features
+from tfrec_attn.model.texts import Live
 from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower
 
 
@@ -23,6 +24,7 @@ def build(
     user_columns,
     frequency: np.ndarray,
     positives_of: tf.RaggedTensor,
+    live: Live | None = None,
 ) -> Recommender:
     """The untrained model.
 
@@ -32,6 +34,7 @@ def build(
       item_columns, user_columns: `catalog.Column` of each feature column, by name.
       frequency: `[I]` share of each item among the training targets.
       positives_of: `[U, None]` item rows of each user's training positives.
+      live: A BERT that is trained with the retrieval.
     """
     settings = config.model
     dim, wide, drop = settings.dim, config.scorer.dim, settings.dropout
@@ -73,10 +76,11 @@ def build(
         retrieval=tasks.Retrieval(
             group=loss.group, logq=loss.logq, temperature=loss.temperature
         ),
-        items=Features(items),
+        items=Features(items, anew=live is not None),
         users=Features(users),
         frequency=frequency,
         positives_of=positives_of,
+        live=live,
         settings=loss,
         shortlist=config.index.shortlist,
         positives=tuple(LABELS.index(label) for label in config.examples.positives),

@@ -13,8 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn.keras_binding import on_legacy_keras
-from tfrec_attn.model import sampling, scoring, tasks
+from tfrec_attn.model import sampling, scoring, tasks, tuning
 from tfrec_attn.model.states import Features, ItemMatrices, UserState
+from tfrec_attn.model.texts import Live
 from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, latest, request_gap
 
 Model: Any = on_legacy_keras("tensorflow_recommenders").Model
@@ -57,6 +58,7 @@ class Recommender(Model):
       items, users: Features by row.
       frequency: `[I]` share of each item among the training targets.
       positives_of: `[users, None]` item rows of each user's training positives.
+      live: The BERT that is trained with the retrieval; None where it is frozen.
       settings: Weights and sampling; see `config.Loss`.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
@@ -76,6 +78,7 @@ class Recommender(Model):
         users: Features,
         frequency: np.ndarray,
         positives_of: tf.RaggedTensor,
+        live: Live | None,
         settings,
         shortlist: int,
         positives: tuple[int, ...],
@@ -86,7 +89,7 @@ class Recommender(Model):
         self.user_tokens = user_tokens
         self.scorer, self.retrieval = scorer, retrieval
         self.feedback = tasks.Feedback()
-        self.items, self.users = items, users
+        self.items, self.users, self.live = items, users, live
         self.frequency = tf.constant(frequency, tf.float32)
         # An item that nobody could choose yet is no negative: it would be learned as bad.
         self.known_items = tf.constant(np.flatnonzero(frequency), tf.int32)
@@ -109,7 +112,20 @@ class Recommender(Model):
     def learned(self) -> dict[str, tf.Module | tf.Variable]:
         """All that training changes and a trained model needs, by name."""
         names = "item_tower user_tower user_tokens scorer retrieval feedback share"
-        return {name: getattr(self, name) for name in names.split()}
+        bert = {} if self.live is None else {"bert": tuning.kept(self.live.bert)}
+        return {name: getattr(self, name) for name in names.split()} | bert
+
+    @property
+    def trainable_weights(self):
+        weights = super().trainable_weights
+        if self.live is None or self.stage == "ranking":
+            return weights
+        return weights + self.live.bert.trainable_weights
+
+    def refresh(self) -> None:
+        """Encodes the items' texts anew, where BERT is trained: after its weights moved."""
+        if self.live is not None:
+            self.live.refresh(self.items.tensors)
 
     # What is served.
 
@@ -276,7 +292,8 @@ class Recommender(Model):
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            total = loss + sum(self.losses) / replicas
+            penalties = [*self.losses, *(self.live.bert.losses if self.live else ())]
+            total = loss + sum(penalties) / replicas
         variables = self.trainable_variables
         pairs = zip(tape.gradient(total, variables), variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
@@ -309,6 +326,10 @@ class Recommender(Model):
             }
         )
         features = self.items.rows(items, without=("text",))
+        if self.live is not None and training and self.stage != "ranking":
+            features["text_mean"] = self.live.means(
+                features["text_mean"], items, at["target"], self._seed(4)
+            )
         # The ranking on its own takes the towers as they are served.
         learned = training and self.stage != "ranking"
         still = tf.identity if self.stage != "ranking" else tf.stop_gradient

@@ -16,10 +16,14 @@ class Features:
 
     Args:
       arrays: `[N, ..]` each; see `towers.FeatureTokens` for the names of text.
+      anew: Whether they can be assigned: texts, by a BERT that is trained.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.tensors = {name: tf.constant(array) for name, array in arrays.items()}
+    def __init__(self, arrays: Mapping[str, np.ndarray], *, anew: bool = False):
+        keep = lambda array: (
+            tf.Variable(array, trainable=False) if anew else tf.constant(array)
+        )
+        self.tensors = {name: keep(array) for name, array in arrays.items()}
 
     def rows(self, rows, *, without: tuple[str, ...] = ()):
         """The features of some rows, by name."""

@@ -258,14 +258,48 @@ def apply(bert, values: Mapping[str, np.ndarray]) -> None:
         variable.assign(values[name])
 
 
+def kept(bert) -> list[tf.Variable]:
+    """The variables behind `delta`."""
+    return list(_named(bert).values())
+
+
+def count(bert) -> str:
+    """How many weights train, of how many of the checkpoint, in words."""
+    size = lambda variables: sum(int(np.prod(v.shape)) for v in variables)
+    trained, added = size(bert.trainable_weights), size(_added(bert).values())
+    share = trained / (size(bert.variables) - added)
+    return f"{trained:,} weights of BERT train ({share:.2%})"
+
+
+def rates(bert, rate: float, decay: float) -> list[tuple[tf.Variable, float]]:
+    """What trains and its rate: each block's is `decay` times that of the block above.
+
+    References:
+      - Howard and Ruder, 2018, arXiv:1801.06146, section 3.2 (discriminative fine-tuning).
+    """
+    top = len(bert.model.bert.encoder.layer) - 1
+    found = []
+    for name, variable in _named(bert).items():
+        block = re.search(r"layer_(?:\._)?(\d+)/", name)
+        below = top - int(block[1]) if block else top + 1
+        found.append((variable, rate * decay**below))
+    return [(variable, value) for variable, value in found if variable.trainable]
+
+
 def _named(bert) -> dict[str, tf.Variable]:
-    named = {}
+    added = _added(bert)
+    new = {id(variable) for variable in added.values()}
+    of_checkpoint = (v for v in bert.trainable_weights if id(v) not in new)
+    return {_name(v): v for v in of_checkpoint} | added
+
+
+def _added(bert) -> dict[str, tf.Variable]:
+    """What stands beside the maps, by place and name."""
+    added = {}
     for name, _, _, found in beside(bert):
         own = [*found._trainable_weights, *found._non_trainable_weights]
-        named |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
-    added = {id(variable) for variable in named.values()}
-    of_checkpoint = (v for v in bert.trainable_weights if id(v) not in added)
-    return {_name(v): v for v in of_checkpoint} | named
+        added |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
+    return added
 
 
 def _owner(block, name: str):

@@ -1,0 +1,142 @@
+"""Texts of a table as token ids, words and what BERT says of them.
+
+Letters: N texts, m token ids a text, W words, L live texts of a step.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from tfrec_attn import assets
+from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.model.tokenizer import WordPiece
+
+
+class Tokens(NamedTuple):
+    """Attributes:
+    ids: `[N, m]` int32, padded behind with the tokenizer's `pad_id`.
+    place: `[N, m]` which word of its text a piece belongs to, -1 for none.
+    words: `[N, W]` str, "" behind the last.
+    pad_id: Id that is no token.
+    truncated: Share of texts that were longer than `max_length`.
+    """
+
+    ids: np.ndarray
+    place: np.ndarray
+    words: np.ndarray
+    pad_id: int
+    truncated: float
+
+
+def tokenize(folder: Path, texts, max_length: int) -> Tokens:
+    """Texts `[N]` by the tokenizer of a BERT folder, cut to `max_length` ids."""
+    tokenizer = WordPiece(folder)
+    ids, cut = tokenizer(tf.constant(list(texts)), max_length)
+    ids = ids.numpy()
+    ids = ids[:, : (ids != tokenizer.pad_id).sum(1).max()]
+    place, words = tokenizer.words(ids)
+    return Tokens(ids, place, words, tokenizer.pad_id, float(cut.numpy().mean()))
+
+
+def features(hidden: np.ndarray, tokens: Tokens) -> dict[str, np.ndarray]:
+    """What the towers read of texts: a token for each word, and the mean of all pieces.
+
+    Args:
+      hidden: `[N, m, width]`, BERT's states of `tokens.ids`.
+    """
+    real = tokens.words != ""
+    # Of an empty text BERT says something all the same.
+    mean = _mean(hidden, np.where(tokens.ids != tokens.pad_id, 0, -1), 1)[:, 0]
+    return {
+        "text": _mean(hidden, tokens.place, tokens.words.shape[1]).astype(np.float16),
+        "text_mask": real,
+        "text_mean": np.where(real.any(1, keepdims=True), mean, 0),
+    }
+
+
+def _mean(hidden: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
+    """The mean hidden state of the pieces of each of `count` places, `[N, count, width]`
+    float32; `place` `[N, m]` is -1 for a piece of none."""
+    total = np.zeros((len(hidden), count, hidden.shape[2]), np.float32)
+    pieces = np.zeros((len(hidden), count, 1), np.float32)
+    at = np.nonzero(place >= 0)
+    np.add.at(total, (at[0], place[at]), hidden[at])
+    np.add.at(pieces, (at[0], place[at]), 1)
+    return total / np.maximum(pieces, 1)
+
+
+def encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
+    """The hidden states of a BERT folder as it is, `[N, m, width]` float16.
+
+    `cache` keeps them, and is believed while ids and weights are those it was made of.
+    """
+    weights = assets.fingerprint(folder)
+    if cache is not None and cache.exists():
+        with np.load(cache) as kept:
+            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
+                return kept["hidden"]
+    hidden = _states(bert_lib.load(folder), ids)
+    if cache is not None:
+        # Written beside and renamed: a run that is killed leaves no half of a file.
+        partial = cache.with_name(f"partial-{cache.name}")
+        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
+        partial.replace(cache)
+    return hidden
+
+
+def _states(bert, ids):
+    with tqdm(total=len(ids), desc="encoding texts", unit="text", leave=False) as bar:
+        return bert_lib.encode(bert, ids, dtype=np.float16, progress=bar.update)
+
+
+class Live:
+    """A BERT that is trained, and the item texts that it reads.
+
+    A step sends the texts of a few of its items through BERT; what it says of the others
+    is what it said when they were last encoded.
+
+    Args:
+      bert: Tuned, see `tuning`.
+      tokens: Of all items.
+      count: L, most live texts of a step.
+      rates: What trains of the BERT, each with its peak learning rate.
+    """
+
+    def __init__(self, bert, tokens: Tokens, *, count: int, rates):
+        self.bert, self.tokens, self.count, self.rates = bert, tokens, count, rates
+        self.ids = tf.constant(tokens.ids, tf.int32)
+        self.real = tf.constant((tokens.words != "").any(1))
+
+    def means(self, means, rows, at, seed):
+        """`text_mean` of a step's items, of some of them with a gradient.
+
+        Args:
+          means: `[U, width]` as they were encoded last.
+          rows: `[U]` item rows.
+          at: Places among the U items, of any shape: those to choose from.
+          seed: Of the choice.
+        """
+        places, _ = tf.unique(tf.reshape(at, [-1]))
+        chance = tf.random.stateless_uniform(tf.shape(places), seed)
+        places = tf.gather(places, tf.argsort(chance)[: self.count])
+        chosen = tf.gather(rows, places)
+        ids = tf.gather(self.ids, chosen)
+        there = ids != self.tokens.pad_id
+        # As long as the longest of them.
+        length = tf.reduce_max(tf.math.count_nonzero(there, 1, dtype=tf.int32))
+        hidden = self.bert(ids[:, :length], training=True)
+        there = tf.cast(there[:, :length], hidden.dtype)[..., None]
+        live = tf.reduce_sum(hidden * there, 1) / tf.reduce_sum(there, 1)
+        live = tf.where(tf.gather(self.real, chosen)[:, None], live, 0.0)
+        return tf.tensor_scatter_nd_update(means, places[:, None], live)
+
+    def refresh(self, tensors: Mapping[str, tf.Variable]) -> None:
+        """Encodes all texts anew, into the item features."""
+        found = features(_states(self.bert, self.tokens.ids), self.tokens)
+        for name, values in found.items():
+            if name != "text_mask":
+                tensors[name].assign(values)
