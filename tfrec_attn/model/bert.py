@@ -72,6 +72,12 @@ class Bert(tf_keras.layers.Layer):
             return weights
         return [weight for weight in weights if id(weight) in self._chosen]
 
+    @property
+    def non_trainable_weights(self):
+        chosen = {id(weight) for weight in self.trainable_weights}
+        weights = super().trainable_weights + super().non_trainable_weights
+        return [weight for weight in weights if id(weight) not in chosen]
+
     def call(self, ids, training=False):
         if ids.shape[1] is not None:
             _check_length(ids.shape[1], self.max_length)

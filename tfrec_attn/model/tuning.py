@@ -295,7 +295,7 @@ def _named(bert) -> dict[str, tf.Variable]:
 
 def _added(bert) -> dict[str, tf.Variable]:
     """What stands beside the maps, by place and name."""
-    added = {}
+    added: dict[str, tf.Variable] = {}
     for name, _, _, found in beside(bert):
         own = [*found._trainable_weights, *found._non_trainable_weights]
         added |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
