@@ -23,6 +23,8 @@ from tfrec_attn.labels import LABELS
         (["train.epochs=2.5"], r"Setting train.epochs: .* Received: 2.5"),
         (["model.dropout=1"], r"Setting model.dropout: .* less than 1. Received: 1"),
         (["text.max_length=2"], "Setting text.max_length: .* Received: 2"),
+        (["bert.tuning=lor"], "bert.tuning: is frozen, all.*or last:N.* Received: 'lor'"),
+        (["bert.tuning=last:0"], "Setting bert.tuning: .* Received: 'last:0'"),
         (["split.name=leave-one-out"], "Setting split.name: .*'leave-last-out'"),
         (["split.share=0.5"], r"Setting split.share: .* less than 0.5. Received: 0.5"),
         (["examples.positives=[]"], "names one or more of buy, like, ignore, dislike, "),

@@ -186,18 +186,6 @@ def test_a_text_is_its_words_and_the_mean_of_all_its_pieces(place, backbone, tmp
     assert prepared.words[2].tolist() == ["", ""]
 
 
-def test_a_word_is_the_mean_of_its_pieces():
-    hidden = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float16)
-    place = np.array([[-1, 0, 0, 1], [0, 1, -1, 1]])
-    found = pipeline._mean(hidden, place, 3)
-    wide = hidden.astype(np.float64)
-    want = [
-        [wide[0, 1:3].mean(0), wide[0, 3], np.zeros(3)],
-        [wide[1, 0], (wide[1, 1] + wide[1, 3]) / 2, np.zeros(3)],
-    ]
-    np.testing.assert_allclose(found, want, rtol=1e-6)
-
-
 def test_the_share_of_cut_texts_is_told(place, backbone):
     whole = pipeline.prepare(with_text(place, backbone))
     cut = pipeline.prepare(with_text(place, backbone, "text.max_length=3"))

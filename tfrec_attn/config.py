@@ -1,6 +1,7 @@
 """The typed configuration of a run: one TOML file, then `section.field=value` overrides."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from tfrec_attn.labels import LABELS
 
 Share = pydantic.confloat(ge=0, lt=1)
 Positive = pydantic.PositiveInt
+TUNINGS = ("frozen", "all", "bitfit", "lora", "adalora", "adapter", "prefix")
 Label = Literal["buy", "like", "ignore", "dislike", "not_buy"]
 
 
@@ -132,13 +134,18 @@ class Bert(_Section):
         BERT said after the last epoch.
     """
 
-    tuning: str = pydantic.Field(
-        "frozen", pattern=r"^(frozen|last:[1-9]\d*|all|bitfit|lora|adalora|adapter|prefix)$"
-    )
+    tuning: str = "frozen"
     size: Positive = 8
     learning_rate: float = pydantic.Field(2e-5, gt=0)
     decay: float = pydantic.Field(1.0, gt=0, le=1)
     live: Positive = 64
+
+    @pydantic.field_validator("tuning")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TUNINGS and not re.fullmatch(r"last:[1-9]\d*", value):
+            raise ValueError(f"is {', '.join(TUNINGS)}, or last:N for the last N blocks")
+        return value
 
 
 class Model(_Section):

@@ -26,8 +26,7 @@ def live(tmp_path):
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     bert = bert_lib.load(write_folder(tmp_path / "bert", random_weights(), **off))
     tuning.tune(bert, "all")
-    made = lambda count: texts.Live(bert, TOKENS, count=count, rates=[])
-    return made
+    return lambda count: texts.Live(bert, TOKENS, count=count, rates=[])
 
 
 def said(bert):
@@ -43,6 +42,18 @@ def test_a_text_is_the_mean_of_its_pieces_and_its_words_those_of_theirs(live):
     np.testing.assert_allclose(found["text"][3, 1], want, atol=2e-3)
     np.testing.assert_array_equal(found["text_mask"], WORDS != "")
     assert not found["text_mean"][2].any()
+
+
+def test_a_word_is_the_mean_of_its_pieces():
+    hidden = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float16)
+    place = np.array([[-1, 0, 0, 1], [0, 1, -1, 1]])
+    found = texts._mean(hidden, place, 3)
+    wide = hidden.astype(np.float64)
+    want = [
+        [wide[0, 1:3].mean(0), wide[0, 3], np.zeros(3)],
+        [wide[1, 0], (wide[1, 1] + wide[1, 3]) / 2, np.zeros(3)],
+    ]
+    np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_targets_are_live_and_all_else_is_as_it_was(live):

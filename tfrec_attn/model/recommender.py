@@ -78,10 +78,10 @@ class Recommender(Model):
         users: Features,
         frequency: np.ndarray,
         positives_of: tf.RaggedTensor,
-        live: Live | None,
         settings,
         shortlist: int,
         positives: tuple[int, ...],
+        live: Live | None = None,
         seed: int,
     ):
         super().__init__()

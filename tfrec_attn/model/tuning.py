@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-METHODS = ("frozen", "last:N", "all", "bitfit", "lora", "adalora", "adapter", "prefix")
+from tfrec_attn.config import TUNINGS
 
 
 class Beside(tf_keras.layers.Layer):
@@ -155,7 +155,7 @@ _BESIDE: dict[str, tuple[type[Beside], tuple[str, ...]]] = {
 
 
 def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
-    """Makes a frozen BERT trainable, in one of `METHODS`.
+    """Makes a frozen BERT trainable, in one of the ways of `config.Bert`.
 
     Args:
       bert: From `bert.load`, as it was loaded.
@@ -197,7 +197,7 @@ def _last(method: str, blocks):
     found = re.fullmatch(r"last:(\d+)", method)
     if not found:
         raise ValueError(
-            f"bert.tuning is one of {', '.join(METHODS)}. Received: {method!r}."
+            f"bert.tuning is {', '.join(TUNINGS)}, or last:N. Received: {method!r}."
         )
     count = int(found[1])
     if not 1 <= count <= len(blocks):
