@@ -223,20 +223,6 @@ def test_an_unknown_metric_is_named_with_those_there_are(tmp_path):
         train(model, Validation(model, 0.1), tmp_path, epochs=1, monitor="map@3")
 
 
-def test_the_rate_rises_to_its_peak_and_falls(tmp_path):
-    """20 epochs of as many steps; a tenth of them to warm up."""
-    steps = fit.batches.steps(shop()[0], 8)
-    rate = fit.schedule(20 * steps, settings(warmup=0.1, learning_rate=0.5))
-    found = [float(rate(step)) for step in range(20 * steps + 1)]
-    peak = 2 * steps
-    assert int(np.argmax(found)) == peak
-    np.testing.assert_allclose(
-        found[: peak + 1], 0.5 * np.arange(peak + 1) / peak, rtol=1e-5
-    )
-    assert (np.diff(found[peak:]) < 0).all()
-    np.testing.assert_allclose(found[-1], 0.05 * 0.5, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("name", "replicas"), [("one", 1), ("auto", 2), ("mirrored", 2)])
 def test_a_strategy_takes_one_device_or_all(name, replicas):
     assert fit.strategy(name).num_replicas_in_sync == replicas

@@ -163,7 +163,7 @@ def _reason(error):
 
 # The weights that TFBertModel reads without torch, the first that is there.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
-_TOKENIZER = (
+TOKENIZER = (
     "vocab.txt",
     "tokenizer_config.json",
     "tokenizer.json",
@@ -211,7 +211,7 @@ def _hub_bert(name):
         found = downloads.from_hub(name, ["config.json"])
         config = found[0] if found else Path(name, "config.json")
         _check_config(config)
-        downloads.from_hub(name, _TOKENIZER)
+        downloads.from_hub(name, TOKENIZER)
         if not downloads.from_hub(name, ["model.safetensors"]):
             downloads.from_hub(name, ["tf_model.h5"])
     except (OSError, huggingface_hub.errors.HFValidationError) as error:

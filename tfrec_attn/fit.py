@@ -1,4 +1,4 @@
-"""Training: strategy, optimizer, schedule, checkpoints, early stopping, progress."""
+"""Training: strategy, checkpoints, early stopping, progress."""
 
 import functools
 import json
@@ -13,9 +13,10 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from tfrec_attn import metrics
+from tfrec_attn import metrics, optimizers
 from tfrec_attn.data import batches
 from tfrec_attn.data.examples import Examples, make
+from tfrec_attn.model import tuning
 from tfrec_attn.model.recommender import Recommender
 
 logger = logging.getLogger(__name__)
@@ -107,10 +108,12 @@ def run_stage(
         replicas = model.distribute_strategy.num_replicas_in_sync
         size = model.settings.ranked_targets * replicas
     per_epoch = batches.steps(examples, size)
-    rate = schedule(per_epoch * epochs, settings)
     keeper.begin()
+    # The ranking leaves a BERT that was trained as it is.
+    live = model.live if keeper.stage != "ranking" else None
+    steps = per_epoch * epochs
     with model.distribute_strategy.scope():
-        model.compile(optimizer=optimizer(model, settings, rate))
+        model.compile(optimizer=optimizers.make(settings, steps, live))
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
     keeper.watch(resume)
@@ -130,67 +133,13 @@ def run_stage(
         verbose=0,
         callbacks=[
             StopAtNaN(),
+            *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
             keeper,
             Progress(per_epoch, targets / per_epoch, keeper.stage),
             tf_keras.callbacks.TensorBoard(
                 keeper.out / "tensorboard" / keeper.stage, write_graph=False
             ),
         ],
-    )
-
-
-def schedule(
-    steps: int, settings: Any
-) -> tf_keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate by step: up in a line, then down as a cosine to a twentieth."""
-    return tf_keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(1, int(steps * (1 - settings.warmup))),
-        alpha=0.05,
-        warmup_target=settings.learning_rate,
-        warmup_steps=max(1, int(steps * settings.warmup)),
-    )
-
-
-def optimizer(model: Recommender, settings: Any, rate) -> tf_keras.optimizers.Optimizer:
-    """AdamW; a BERT that is trained has rates of its own and is not pulled to 0."""
-    live = model.live if model.stage != "ranking" else None
-    own = [] if live is None else live.rates
-    made = AdamW(
-        rate,
-        shares=[(variable, peak / settings.learning_rate) for variable, peak in own],
-        weight_decay=settings.weight_decay,
-        global_clipnorm=settings.clip,
-    )
-    made.exclude_from_weight_decay([variable for variable, _ in own])
-    return made
-
-
-class AdamW(tf_keras.optimizers.AdamW):
-    """With less, or more, than the scheduled rate for some variables.
-
-    Args:
-      rate: The schedule.
-      shares: Variables and their factors of the rate; all others have 1.
-    """
-
-    _share = 1.0
-
-    def __init__(self, rate, *, shares, **kwargs):
-        super().__init__(rate, **kwargs)
-        factors = {self._var_key(variable): share for variable, share in shares}
-        self._share_of = lambda variable: factors.get(self._var_key(variable), 1.0)
-
-    def update_step(self, gradient, variable):
-        self._share = self._share_of(variable)
-        super().update_step(gradient, variable)
-        self._share = 1.0
-
-    def _get_learning_rate(self):
-        return super().learning_rate * self._share
-
-    learning_rate = property(
-        _get_learning_rate, tf_keras.optimizers.AdamW.learning_rate.fset
     )
 
 

@@ -262,8 +262,15 @@ def _live(prepared: Prepared) -> texts.Live | None:
             f"bert.tuning={settings.tuning!r} trains BERT on the texts of items, and there "
             "are none: set schema.items.text and text.backbone, or bert.tuning=frozen."
         )
-    bert = bert_lib.load(assets.backbone(config.text.backbone))
-    tuning.tune(bert, settings.tuning, size=settings.size, seed=config.train.seed)
+    bert = tuned(config)
     logger.info("bert.tuning=%s: %s", settings.tuning, tuning.count(bert))
     rates = tuning.rates(bert, settings.learning_rate, settings.decay)
     return texts.Live(bert, prepared.texts, count=settings.live, rates=rates)
+
+
+def tuned(config: Config) -> bert_lib.Bert:
+    """The backbone, ready to be trained by `bert.tuning`, as it starts."""
+    bert = bert_lib.load(assets.backbone(config.text.backbone))
+    settings = config.bert
+    tuning.tune(bert, settings.tuning, size=settings.size, seed=config.train.seed)
+    return bert

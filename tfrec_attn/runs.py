@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import tomli_w
+from safetensors import numpy as safetensors
 
+from tfrec_attn import assets, fit, pipeline
 from tfrec_attn import config as config_lib
-from tfrec_attn import fit, pipeline
 from tfrec_attn.data import catalog
+from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.model import tuning
 
 PACKAGES = (
     "tensorflow",
@@ -132,6 +135,20 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
     partial.replace(path)
+
+
+def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
+    """Writes a trained BERT in files of its own: `bert-delta.safetensors`, by which it
+    differs from the backbone, and `bert/`, a whole BERT folder, where one can say the same.
+    """
+    delta = tuning.delta(bert)
+    safetensors.save_file(delta, out / "bert-delta.safetensors")
+    if not tuning.can_merge(bert):
+        return
+    merged = pipeline.tuned(prepared.config)
+    tuning.apply(merged, delta)
+    tuning.merge(merged)
+    bert_lib.save(merged, out / "bert", like=assets.backbone(prepared.config.text.backbone))
 
 
 def load(run: Path):

@@ -94,6 +94,8 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
     history = fit.fit(
         model, prepared.training(), validate, settings=config.train, out=out, resume=resume
     )
+    if model.live:
+        runs.keep_bert(out, prepared, model.live.bert)
     plots.learning_curves(history, out / "learning_curves.png")
     table = evaluate.means(model, prepared, "test")
     print(evaluate.show(table), file=sys.stderr)

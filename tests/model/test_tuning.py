@@ -12,6 +12,7 @@ from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
 
 D, WIDE, BLOCKS, SIZE = 6, 11, 2, 3
+BEGUN = 5  # of an AdaLoRA, half as many again
 REAL = IDS != 0
 # Biases of a block: of six maps and two norms.
 BIASES = 4 * D + WIDE + D + 2 * D
@@ -20,14 +21,12 @@ COUNTS = {
     "last:1": 4 * D * D + 2 * D * WIDE + BIASES + 2 * D,
     "bitfit": D + BLOCKS * BIASES,
     "lora": BLOCKS * 2 * SIZE * 2 * D,
-    "adalora": BLOCKS * SIZE * (4 * (2 * D + 1) + 2 * (D + WIDE + 1)),
+    "adalora": BLOCKS * BEGUN * (4 * (2 * D + 1) + 2 * (D + WIDE + 1)),
     "adapter": BLOCKS * 2 * (2 * D * SIZE + SIZE + D),
     "prefix": BLOCKS * 2 * SIZE * D,
 }
 COUNTS["all"] = sum(value.size for value in random_weights().values())
 METHODS = list(COUNTS)
-# Which directions AdaLoRA has kept: no weights, but part of the change.
-KEPT = BLOCKS * 6 * SIZE
 
 
 @pytest.fixture
@@ -73,7 +72,6 @@ def test_a_step_moves_what_trains_and_nothing_else(folder, method):
     bert = tuned(folder, method)
     before = {id(v): v.numpy() for v in bert.variables}
     added = COUNTS[method] if list(tuning.beside(bert)) else 0
-    added += KEPT if method == "adalora" else 0
     assert sum(v.size for v in before.values()) == COUNTS["all"] + added
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(bert(tf.constant(IDS, tf.int32)))[:, 0])
@@ -108,9 +106,8 @@ def test_low_rank_is_a_change_of_the_maps(folder, method):
         if method == "lora":
             change = 2 * w["lora_a"] @ w["lora_b"]
         else:
-            middle = np.diag(w["adalora_values"] * w["adalora_kept"])
-            change = w["adalora_p"] @ middle @ w["adalora_q"]
-        assert np.linalg.matrix_rank(change) == SIZE
+            change = w["adalora_p"] @ np.diag(w["adalora_values"]) @ w["adalora_q"]
+        assert np.linalg.matrix_rank(change) == (SIZE if method == "lora" else BEGUN)
         weights[f"encoder.layer.{at}.{torch[part]}.weight"] += change.T
     for row, got in zip(IDS, bert(tf.constant(IDS, tf.int32)).numpy(), strict=True):
         text = row[row != 0]
@@ -173,17 +170,31 @@ def test_directions_that_are_not_orthogonal_cost(folder):
     bert = tuned(folder, "adalora")
     hidden(bert)
     _, _, _, layer = next(tuning.beside(bert))
-    p, q, unit = layer.p.numpy(), layer.q.numpy(), np.eye(SIZE)
+    p, q, unit = layer.p.numpy(), layer.q.numpy(), np.eye(BEGUN)
     want = 0.1 * (((p.T @ p - unit) ** 2).sum() + ((q @ q.T - unit) ** 2).sum())
     np.testing.assert_allclose(layer.losses[0], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, BLOCKS * 6 * BEGUN])
+def test_the_directions_that_are_felt_most_are_left(folder, count):
+    layers = tuning.ranked(tuned(folder, "adalora"))
+    rng = np.random.default_rng(5)
+    felt = {id(v): rng.random(v.shape) for x in layers for v in (x.p, x.q, x.values)}
+    before = np.concatenate([layer.values.numpy() for layer in layers])
+    score = np.concatenate(
+        [felt[id(x.values)] + felt[id(x.p)].mean(0) + felt[id(x.q)].mean(1) for x in layers]
+    )
+    best = np.isin(np.arange(len(score)), np.argsort(-score)[:count])
+    tuning.cut(layers, count, lambda v: tf.constant(felt[id(v)], tf.float32))
+    after = np.concatenate([layer.values.numpy() for layer in layers])
+    np.testing.assert_array_equal(after, np.where(best, before, 0))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_delta_is_all_that_differs(folder, method):
     bert, other = tuned(folder, method), tuned(folder, method, shaken=False)
     kept = tuning.delta(bert)
-    extra = KEPT if method == "adalora" else 0
-    assert sum(value.size for value in kept.values()) == COUNTS[method] + extra
+    assert sum(value.size for value in kept.values()) == COUNTS[method]
     tuning.apply(other, kept)
     np.testing.assert_array_equal(hidden(other), hidden(bert))
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import tensorflow as tf
@@ -126,6 +127,16 @@ def load(folder, *, trainable=False):
         )
     _check_weights(folder, info)
     return Bert(model, trainable=trainable)
+
+
+def save(bert, folder, *, like):
+    """Writes a BERT folder that `load` and other programs read, with the tokenizer of
+    another, `like`."""
+    folder = pathlib.Path(folder)
+    bert.model.save_pretrained(folder, safe_serialization=True)
+    for name in assets.TOKENIZER:
+        if (like / name).is_file():
+            shutil.copyfile(like / name, folder / name)
 
 
 def _check_weights(folder, info):

@@ -5,8 +5,9 @@ Letters: B texts, m token ids a text, d width of what goes in, e of what comes o
 p length of a prefix, w width of an adapter.
 """
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class LowRank(Beside):
 class Singular(Beside):
     """`x W + b + x P diag(λ) Q`: a change whose rank can be cut, 0 at the start.
 
-    P and Q are kept near orthogonal, so that a λ says how much its direction counts.
+    P and Q are kept near orthogonal, so that a λ says how much its direction counts. Half
+    as many directions again as are wanted in the end are begun with; see `cut`.
 
     References:
       - AdaLoRA: Zhang et al., 2023, arXiv:2303.10512, equations 3 and 4.
@@ -77,20 +79,23 @@ class Singular(Beside):
 
     penalty = 0.1
 
+    def __init__(self, dense, size: int, seed: int):
+        self.aim = size
+        super().__init__(dense, math.ceil(1.5 * size), seed)
+
     def _add(self, width, out):
         self.p = self._new("adalora_p", (width, self.size), self._normal(width**-0.5))
         self.q = self._new("adalora_q", (self.size, out), self._normal(out**-0.5, 1))
         self.values = self._new("adalora_values", (self.size,))
-        self.kept = self._new("adalora_kept", (self.size,), "ones", trainable=False)
 
     def call(self, inputs):
         self.add_loss(self._skew)
-        inner = tf.matmul(inputs, self.p) * (self.values * self.kept)
+        inner = tf.matmul(inputs, self.p) * self.values
         return self.dense(inputs) + tf.matmul(inner, self.q)
 
     def change(self):
         """`[d, e]`, what is added to W."""
-        return tf.matmul(self.p * (self.values * self.kept), self.q)
+        return tf.matmul(self.p * self.values, self.q)
 
     def _skew(self):
         grams = (
@@ -152,6 +157,10 @@ _BESIDE: dict[str, tuple[type[Beside], tuple[str, ...]]] = {
     "adapter": (Adapter, ("attention", "down")),
     "prefix": (Prefix, ("key", "value")),
 }
+
+
+# What is a change of a map's own weights.
+_MERGED = LowRank, Singular
 
 
 def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
@@ -224,7 +233,7 @@ def merge(bert) -> None:
       ValueError: When what stands beside a map is none of its weights.
     """
     for _, owner, attribute, found in list(beside(bert)):
-        if not isinstance(found, LowRank | Singular):
+        if not isinstance(found, _MERGED):
             raise ValueError(
                 f"{type(found).__name__} layers are no part of a map, so that they cannot "
                 "be merged into it: keep what `delta` gives beside the checkpoint."
@@ -232,6 +241,40 @@ def merge(bert) -> None:
         found.dense.kernel.assign_add(found.change())
         setattr(owner, attribute, found.dense)
     bert.choose([])
+
+
+def cut(layers: Sequence[Singular], count: int, felt) -> None:
+    """Leaves the `count` directions of all layers that are felt most, and sets the λ of the
+    others to 0, from where they may come back.
+
+    Args:
+      felt: Gives what each weight of a variable is felt, of its shape; a direction is its λ
+        and the means of its column of P and its row of Q.
+
+    References:
+      - Zhang et al., 2023, arXiv:2303.10512, equations 6 and 7.
+    """
+    scores = [
+        felt(layer.values)
+        + tf.reduce_mean(felt(layer.p), 0)
+        + tf.reduce_mean(felt(layer.q), 1)
+        for layer in layers
+    ]
+    order = tf.argsort(tf.concat(scores, 0), direction="DESCENDING", stable=True)
+    keep = tf.scatter_nd(order[:count, None], tf.ones(count), tf.shape(order))
+    sizes = [layer.size for layer in layers]
+    for layer, kept in zip(layers, tf.split(keep, sizes), strict=True):
+        layer.values.assign(layer.values * kept)
+
+
+def ranked(bert) -> list[Singular]:
+    """The layers of an AdaLoRA."""
+    return [found for *_, found in beside(bert) if isinstance(found, Singular)]
+
+
+def can_merge(bert) -> bool:
+    """Whether a plain BERT can say the same."""
+    return all(isinstance(found, _MERGED) for *_, found in beside(bert))
 
 
 def delta(bert) -> dict[str, np.ndarray]:

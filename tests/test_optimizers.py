@@ -1,0 +1,63 @@
+"""Rates by step and by variable, what a weight is felt, and AdaLoRA's budget."""
+
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from tfrec_attn import optimizers
+
+
+def test_the_rate_rises_to_its_peak_and_falls():
+    """A tenth of 400 steps to warm up."""
+    settings = types.SimpleNamespace(warmup=0.1, learning_rate=0.5)
+    rate = optimizers.schedule(400, settings)
+    found = [float(rate(step)) for step in range(401)]
+    assert int(np.argmax(found)) == 40
+    np.testing.assert_allclose(found[:41], 0.5 * np.arange(41) / 40, rtol=1e-5)
+    assert (np.diff(found[40:]) < 0).all()
+    np.testing.assert_allclose(found[-1], 0.05 * 0.5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 3.0])
+def test_a_variable_moves_by_its_share_of_the_rate(share):
+    """Adam's first step is the rate, whatever the gradient."""
+    one, other = tf.Variable(1.0), tf.Variable(1.0)
+    adam = optimizers.AdamW(0.01, shares=[(one, share)], weight_decay=0.0)
+    adam.apply_gradients([(tf.constant(7.0), one), (tf.constant(-2.0), other)])
+    np.testing.assert_allclose([one, other], [1 - 0.01 * share, 1.01], atol=1e-6)
+    assert isinstance(adam, tf_keras.optimizers.AdamW)
+    assert float(adam.learning_rate) == pytest.approx(0.01)
+
+
+def test_what_a_weight_is_felt_is_smoothed_and_times_its_uncertainty():
+    weight, other = tf.Variable([2.0, -1.0, 0.5]), tf.Variable([1.0])
+    adam = optimizers.AdamW(0.05, felt=[weight], weight_decay=0.0)
+    adam.build([weight, other])
+    mean = spread = np.zeros(3)
+    for gradient in ([1.0, -3.0, 0.0], [0.5, 2.0, 0.0], [-4.0, 0.1, 0.0]):
+        felt = np.abs(weight.numpy() * gradient)
+        mean = 0.85 * mean + 0.15 * felt
+        spread = 0.85 * spread + 0.15 * np.abs(felt - mean)
+        adam.apply_gradients([(tf.constant(gradient), weight), (tf.constant([1.0]), other)])
+    np.testing.assert_allclose(adam.sensitivity(weight), mean * spread, rtol=1e-5)
+
+
+def layers():
+    return [types.SimpleNamespace(size=6, aim=4), types.SimpleNamespace(size=6, aim=4)]
+
+
+def test_the_budget_falls_as_a_cube_from_all_to_what_was_asked_for():
+    budget = optimizers.Budget(layers(), 100)
+    found = [budget.at(step) for step in range(101)]
+    assert set(found[:11]) == {12}
+    assert set(found[60:]) == {8}
+    assert found[35] == 8 + round(4 * 0.5**3)
+    assert (np.diff(found) <= 0).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_short_training_ends_with_its_budget_too(steps):
+    assert optimizers.Budget(layers(), steps).at(steps) == 8

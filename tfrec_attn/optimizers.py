@@ -1,0 +1,141 @@
+"""How weights move: AdamW, its schedule, and what is different for a trained BERT."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from tfrec_attn.model import tuning
+from tfrec_attn.model.texts import Live
+
+
+def make(settings: Any, steps: int, live: Live | None) -> "AdamW":
+    """The optimizer of a stage; a BERT has rates of its own and is not pulled to 0.
+
+    Args:
+      settings: See `config.Train`.
+      steps: Of the stage.
+      live: The BERT that is trained in it.
+    """
+    rates = live.rates if live else []
+    made = AdamW(
+        schedule(steps, settings),
+        shares=[(variable, peak / settings.learning_rate) for variable, peak in rates],
+        felt=[
+            weight
+            for layer in (tuning.ranked(live.bert) if live else ())
+            for weight in (layer.p, layer.values, layer.q)
+        ],
+        weight_decay=settings.weight_decay,
+        global_clipnorm=settings.clip,
+    )
+    made.exclude_from_weight_decay([variable for variable, _ in rates])
+    return made
+
+
+def schedule(
+    steps: int, settings: Any
+) -> tf_keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate by step: up in a line, then down as a cosine to a twentieth."""
+    return tf_keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(1, int(steps * (1 - settings.warmup))),
+        alpha=0.05,
+        warmup_target=settings.learning_rate,
+        warmup_steps=max(1, int(steps * settings.warmup)),
+    )
+
+
+class AdamW(tf_keras.optimizers.AdamW):
+    """With less, or more, than the scheduled rate for some variables, and a measure of how
+    much the loss would change without a weight.
+
+    Args:
+      rate: The schedule.
+      shares: Variables and their factors of the rate; all others have 1.
+      felt: Variables whose weights' `sensitivity` is wanted.
+
+    References:
+      - Sensitivity, smoothed, times its uncertainty: Zhang et al., 2023, arXiv:2303.10512
+        (AdaLoRA), equations 8 to 10.
+    """
+
+    smoothing = 0.85
+    _share = 1.0
+
+    def __init__(self, rate, *, shares=(), felt=(), **kwargs):
+        super().__init__(rate, **kwargs)
+        factors = {self._var_key(variable): share for variable, share in shares}
+        self._share_of = lambda variable: factors.get(self._var_key(variable), 1.0)
+        self._felt, self._slots = list(felt), {}
+
+    def build(self, variables):
+        super().build(variables)
+        for variable in self._felt if not self._slots else ():
+            self._slots[self._var_key(variable)] = [
+                self.add_variable_from_reference(variable, name)
+                for name in ("sensitivity", "uncertainty")
+            ]
+
+    def update_step(self, gradient, variable):
+        if slots := self._slots.get(self._var_key(variable)):
+            felt = tf.abs(variable * gradient)
+            mean, spread = slots
+            smooth = lambda kept, new: kept.assign(
+                self.smoothing * kept + (1 - self.smoothing) * new
+            )
+            smooth(mean, felt)
+            smooth(spread, tf.abs(felt - mean))
+        self._share = self._share_of(variable)
+        super().update_step(gradient, variable)
+        self._share = 1.0
+
+    def sensitivity(self, variable):
+        """Of each weight of a `felt` variable."""
+        mean, spread = self._slots[self._var_key(variable)]
+        return mean * spread
+
+    def _get_learning_rate(self):
+        return super().learning_rate * self._share
+
+    learning_rate = property(
+        _get_learning_rate, tf_keras.optimizers.AdamW.learning_rate.fset
+    )
+
+
+class Budget(tf_keras.callbacks.Callback):
+    """Moves the ranks of an AdaLoRA to the maps where they matter: of all directions that
+    were begun with, fewer and fewer keep their λ, those whose weights are felt most.
+
+    References:
+      - Zhang et al., 2023, arXiv:2303.10512, equations 11 and 12.
+    """
+
+    every = 10
+    # Of the steps: before the first is cut, and with no more cuts at the end.
+    warmup, rest = 0.1, 0.4
+
+    def __init__(self, layers: Iterable[tuning.Singular], steps: int):
+        super().__init__()
+        self.layers, self.steps = list(layers), steps
+
+    def at(self, step: int) -> int:
+        """Directions that keep their λ after a step."""
+        begun = sum(layer.size for layer in self.layers)
+        left = sum(layer.aim for layer in self.layers)
+        first, last = self.warmup * self.steps, (1 - self.rest) * self.steps
+        done = min(1.0, max(0.0, (step - first) / max(last - first, 1.0)))
+        return left + round((begun - left) * (1 - done) ** 3)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.optimizer.iterations)
+        if step % self.every == 0:
+            self._cut(step)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._cut(int(self.model.optimizer.iterations))
+
+    def _cut(self, step):
+        if self.layers and self.at(step) < sum(layer.size for layer in self.layers):
+            tuning.cut(self.layers, self.at(step), self.model.optimizer.sensitivity)
