@@ -278,7 +278,8 @@ class Keeper(tf_keras.callbacks.Callback):
 def generators(model: Recommender) -> list:
     """Where dropout draws from, which Keras leaves out of a model's checkpoint."""
     kind = tf_keras.__internal__.layers.BaseRandomLayer
-    layers = [layer for layer in model.submodules if isinstance(layer, kind)]
+    roots = [model, *([model.live.bert] if model.live else [])]
+    layers = [x for root in roots for x in root.submodules if isinstance(x, kind)]
     with model.distribute_strategy.scope():
         for layer in layers:
             layer._random_generator._maybe_init()

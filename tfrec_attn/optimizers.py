@@ -129,12 +129,12 @@ class Budget(tf_keras.callbacks.Callback):
         return left + round((begun - left) * (1 - done) ** 3)
 
     def on_train_batch_end(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if step % self.every == 0:
             self._cut(step)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._cut(int(self.model.optimizer.iterations))
+        self._cut(int(self.model.optimizer.iterations.numpy()))
 
     def _cut(self, step):
         if self.layers and self.at(step) < sum(layer.size for layer in self.layers):

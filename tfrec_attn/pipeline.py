@@ -226,8 +226,27 @@ def _features(config: Config, table: catalog.Catalog, cache: Path | None):
     tokens = texts.tokenize(folder, table.texts, config.text.max_length)
     if not tokens.words.size:
         return arrays, None
-    hidden = texts.encoded(folder, tokens.ids, cache)
+    hidden = _encoded(folder, tokens.ids, cache)
     return arrays | texts.features(hidden, tokens), tokens
+
+
+def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
+    """The hidden states of a BERT folder as it is, `[N, m, width]` float16.
+
+    `cache` keeps them, and is believed while ids and weights are those it was made of.
+    """
+    weights = assets.fingerprint(folder)
+    if cache is not None and cache.exists():
+        with np.load(cache) as kept:
+            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
+                return kept["hidden"]
+    hidden = texts.states(bert_lib.load(folder), ids)
+    if cache is not None:
+        # Written beside and renamed: a run that is killed leaves no half of a file.
+        partial = cache.with_name(f"partial-{cache.name}")
+        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
+        partial.replace(cache)
+    return hidden
 
 
 def build(prepared: Prepared) -> recommender.Recommender:

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfrec_attn import assets
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model.tokenizer import WordPiece
 
@@ -69,26 +68,8 @@ def _mean(hidden: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
     return total / np.maximum(pieces, 1)
 
 
-def encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
-    """The hidden states of a BERT folder as it is, `[N, m, width]` float16.
-
-    `cache` keeps them, and is believed while ids and weights are those it was made of.
-    """
-    weights = assets.fingerprint(folder)
-    if cache is not None and cache.exists():
-        with np.load(cache) as kept:
-            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
-                return kept["hidden"]
-    hidden = _states(bert_lib.load(folder), ids)
-    if cache is not None:
-        # Written beside and renamed: a run that is killed leaves no half of a file.
-        partial = cache.with_name(f"partial-{cache.name}")
-        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
-        partial.replace(cache)
-    return hidden
-
-
-def _states(bert, ids):
+def states(bert, ids) -> np.ndarray:
+    """What BERT says of all texts, `[N, m, width]` float16, behind a progress bar."""
     with tqdm(total=len(ids), desc="encoding texts", unit="text", leave=False) as bar:
         return bert_lib.encode(bert, ids, dtype=np.float16, progress=bar.update)
 
@@ -136,7 +117,7 @@ class Live:
 
     def refresh(self, tensors: Mapping[str, tf.Variable]) -> None:
         """Encodes all texts anew, into the item features."""
-        found = features(_states(self.bert, self.tokens.ids), self.tokens)
+        found = features(states(self.bert, self.tokens.ids), self.tokens)
         for name, values in found.items():
             if name != "text_mask":
                 tensors[name].assign(values)
