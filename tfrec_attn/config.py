@@ -93,8 +93,8 @@ class Examples(_Section):
     Attributes:
       history: Events of history that a target can see.
       targets: Targets of one user that share an example, and so a pass of the tower.
-      positives: Labels whose interactions are targets; the others are history only, and
-        explicit negatives of the ranking.
+      positives: Labels whose interactions are targets; the others are history only, or
+        by `loss.rejected` negatives of the ranking.
     """
 
     history: Positive = 50
@@ -234,7 +234,8 @@ class Loss(_Section):
         targets; at least the catalogue's size means all of them.
       logq: Whether scores are corrected by the log-probability of being a candidate.
       group: Targets that share a softmax as each other's negatives.
-      rejected: Items of the window without a positive label that join the shortlist.
+      rejected: So many items of the window without a positive label, the last, join the
+        shortlist; it gained nothing where it was measured (docs/results.md).
       hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
         retrieval would hand on at this step.
       easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
@@ -256,7 +257,7 @@ class Loss(_Section):
     group: Positive = 256
     hard_negatives: Positive = 15
     easy_negatives: int = pydantic.Field(64, ge=0)
-    rejected: int = pydantic.Field(4, ge=0)
+    rejected: int = pydantic.Field(0, ge=0)
     ranked_targets: Positive = 256
     labelled_targets: Positive = 32
     temperature: float = pydantic.Field(0.07, gt=0)
