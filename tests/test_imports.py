@@ -25,7 +25,7 @@ ROWS = [
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],
     ["layers", "keras3_layers"],
     ["model"],
-    ["baselines", "metrics", "plots"],
+    ["baselines", "metrics", "optimizers", "plots"],
     ["fit", "ranking"],
     ["pipeline"],
     ["runs"],
