@@ -27,30 +27,51 @@ def tables(tmp_path_factory):
     return place
 
 
-def arguments(tables, out, *more):
-    small = [
-        "text.backbone=",
-        "model.dim=8",
-        "split.name=leave-last-out",
-        "examples.history=4",
-        "examples.targets=3",
-        "train.batch_size=8",
-        "train.epochs=2",
-        "train.ranking_epochs=2",
-        "index.shortlist=11",
-        "loss.hard_negatives=5",
-        "loss.negatives=13",
-        "loss.group=12",
-    ]
-    paths = [
-        x
-        for n in ("items", "users", "interactions")
-        for x in (f"--{n}", str(tables / f"{n}.csv"))
-    ]
-    sets = [x for s in small for x in ("--set", s)]
+SMALL = [
+    "text.backbone=",
+    "model.dim=8",
+    "split.name=leave-last-out",
+    "examples.history=4",
+    "examples.targets=3",
+    "train.batch_size=8",
+    "train.epochs=2",
+    "train.ranking_epochs=2",
+    "index.shortlist=11",
+    "loss.hard_negatives=5",
+    "loss.negatives=13",
+    "loss.group=12",
+]
+
+
+def arguments(tables, out, *more, sets=()):
+    """Of `train`, on the tables of a folder; `sets` change what is small."""
+    paths = [x for file in tables.glob("*.csv") for x in (f"--{file.stem}", str(file))]
+    given = [x for s in (*SMALL, *sets) for x in ("--set", s)]
     # One device: a run that is killed inside this process would leave collectives hanging.
-    sets += ["--strategy", "one"]
-    return [*paths, "--out", str(out), *sets, *more]
+    given += ["--strategy", "one"]
+    return [*paths, "--out", str(out), *given, *more]
+
+
+def train_until(done, killing, given):
+    """A run that is killed as its epoch after `done` ends."""
+    keep = fit.Keeper.on_epoch_end
+
+    def die(self, epoch, logs=None):
+        if len(self.history) == done:
+            raise KeyboardInterrupt
+        keep(self, epoch, logs)
+
+    with killing.context() as patch:
+        patch.setattr(fit.Keeper, "on_epoch_end", die)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(given)
+
+
+def check_same_history(found, wanted):
+    """Sums may differ in their last bit; a state that is not restored differs by 1e-4."""
+    for one, other in zip(history(found), history(wanted), strict=True):
+        assert one.pop("stage") == other.pop("stage")
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +98,7 @@ def test_a_run_holds_what_it_was(run):
 
 def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     assert train.main(arguments(tables, tmp_path)) == 0
-    for again, first in zip(history(tmp_path), history(run), strict=True):
-        assert again.pop("stage") == first.pop("stage")
-        assert again == pytest.approx(first, rel=1e-5)
+    check_same_history(tmp_path, run)
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
@@ -87,23 +106,10 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     run, tables, tmp_path, monkeypatch, done
 ):
     """In the first stage, between the two, and in the second."""
-    keep = fit.Keeper.on_epoch_end
-
-    def die(self, epoch, logs=None):
-        if len(self.history) == done:
-            raise KeyboardInterrupt
-        keep(self, epoch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit.Keeper, "on_epoch_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(arguments(tables, tmp_path))
+    train_until(done, monkeypatch, arguments(tables, tmp_path))
     assert len(history(tmp_path)) == done
     assert train.main(arguments(tables, tmp_path, "--resume")) == 0
-    # Sums may differ in their last bit; a state that is not restored differs by 1e-4.
-    for resumed, whole in zip(history(tmp_path), history(run), strict=True):
-        assert resumed.pop("stage") == whole.pop("stage")
-        assert resumed == pytest.approx(whole, rel=1e-5)
+    check_same_history(tmp_path, run)
 
 
 def test_two_replicas_train(tables, tmp_path):

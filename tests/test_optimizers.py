@@ -45,6 +45,24 @@ def test_what_a_weight_is_felt_is_smoothed_and_times_its_uncertainty():
     np.testing.assert_allclose(adam.sensitivity(weight), mean * spread, rtol=1e-5)
 
 
+def test_what_was_felt_is_in_the_checkpoint(tmp_path):
+    def made():
+        weight, other = tf.Variable([2.0, -1.0]), tf.Variable([1.0])
+        adam = optimizers.AdamW(0.05, felt=[weight])
+        adam.build([weight, other])
+        return adam, weight, other
+
+    adam, weight, other = made()
+    for gradient in ([1.0, -3.0], [0.5, 2.0]):
+        pairs = (tf.constant(gradient), weight), (tf.constant([1.0]), other)
+        adam.apply_gradients(pairs)
+    saved = tf.train.Checkpoint(optimizer=adam).write(str(tmp_path / "state"))
+    again, same, _ = made()
+    tf.train.Checkpoint(optimizer=again).read(saved).assert_consumed()
+    assert np.all(again.sensitivity(same) > 0)
+    np.testing.assert_array_equal(again.sensitivity(same), adam.sensitivity(weight))
+
+
 def layers():
     return [types.SimpleNamespace(size=6, aim=4), types.SimpleNamespace(size=6, aim=4)]
 

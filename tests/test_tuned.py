@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
+from tests import test_line
 from tests.model import test_bert as small
-from tfrec_attn import evaluate, export, fit, pipeline, runs, train
+from tfrec_attn import evaluate, export, pipeline, runs, train
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
 
@@ -35,34 +36,16 @@ def place(tmp_path_factory):
 
 
 def arguments(place, out, *sets):
-    small_settings = [
+    tuned = [
         f"text.backbone={place / 'bert'}",
         "text.max_length=6",
         "schema.items.text={title}",
-        "model.dim=8",
-        "split.name=leave-last-out",
-        "examples.history=4",
-        "examples.targets=3",
-        "train.batch_size=8",
-        "train.epochs=2",
         "train.ranking_epochs=1",
-        "index.shortlist=5",
-        "loss.hard_negatives=3",
-        "loss.negatives=9",
         "bert.size=2",
         "bert.live=5",
         "bert.learning_rate=0.01",
-        *sets,
     ]
-    paths = [
-        x for n in ("items", "interactions") for x in (f"--{n}", str(place / f"{n}.csv"))
-    ]
-    sets = [x for s in small_settings for x in ("--set", s)]
-    return [*paths, "--out", str(out), "--strategy", "one", *sets]
-
-
-def history(out):
-    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    return test_line.arguments(place, out, sets=[*tuned, *sets])
 
 
 def hidden(bert):
@@ -105,33 +88,23 @@ def vectors(model, features):
     return tower.pool(tower.vector({"id": tf.zeros(2, tf.int32)} | rows)).numpy()
 
 
-@pytest.mark.parametrize("done", [1, 2])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(place, tmp_path, monkeypatch, done):
-    sets = ("bert.tuning=lora",)
+@pytest.mark.parametrize(("method", "done"), [("adalora", 1), ("lora", 2)])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    place, tmp_path, monkeypatch, method, done
+):
+    sets = (f"bert.tuning={method}",)
     assert train.main(arguments(place, tmp_path / "whole", *sets)) == 0
-    keep = fit.Keeper.on_epoch_end
-
-    def die(self, epoch, logs=None):
-        if len(self.history) == done:
-            raise KeyboardInterrupt
-        keep(self, epoch, logs)
-
     out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(fit.Keeper, "on_epoch_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(arguments(place, out, *sets))
+    test_line.train_until(done, monkeypatch, arguments(place, out, *sets))
     assert train.main([*arguments(place, out, *sets), "--resume"]) == 0
-    for resumed, whole in zip(history(out), history(tmp_path / "whole"), strict=True):
-        assert resumed.pop("stage") == whole.pop("stage")
-        assert resumed == pytest.approx(whole, rel=1e-5)
+    test_line.check_same_history(out, tmp_path / "whole")
 
 
 def test_two_replicas_train_one_bert_whose_ranks_are_cut(place, tmp_path):
     """To 2 a map on average, of the 3 that were begun with, of 12 maps."""
     sets = arguments(place, tmp_path, "bert.tuning=adalora", "train.epochs=3")
     assert train.main([*sets, "--strategy", "mirrored"]) == 0
-    assert np.isfinite([line["train_loss"] for line in history(tmp_path)]).all()
+    assert np.isfinite([line["train_loss"] for line in test_line.history(tmp_path)]).all()
     kept = safetensors.load_file(tmp_path / "bert-delta.safetensors")
     values = [value for name, value in kept.items() if name.endswith("adalora_values")]
     assert [value.size for value in values] == [3] * 12

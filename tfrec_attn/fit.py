@@ -109,8 +109,7 @@ def run_stage(
         size = model.settings.ranked_targets * replicas
     per_epoch = batches.steps(examples, size)
     keeper.begin()
-    # The ranking leaves a BERT that was trained as it is.
-    live = model.live if keeper.stage != "ranking" else None
+    live = model.live if model.trains_bert else None
     steps = per_epoch * epochs
     with model.distribute_strategy.scope():
         model.compile(optimizer=optimizers.make(settings, steps, live))

@@ -168,8 +168,10 @@ def test_a_prefix_is_attended_to_by_all_heads_of_all_blocks(folder):
 
 def test_directions_that_are_not_orthogonal_cost(folder):
     bert = tuned(folder, "adalora")
-    hidden(bert)
+    for _ in range(3):  # however often it was called
+        hidden(bert)
     _, _, _, layer = next(tuning.beside(bert))
+    assert len(layer.losses) == 1
     p, q, unit = layer.p.numpy(), layer.q.numpy(), np.eye(BEGUN)
     want = 0.1 * (((p.T @ p - unit) ** 2).sum() + ((q @ q.T - unit) ** 2).sum())
     np.testing.assert_allclose(layer.losses[0], want, rtol=1e-5)

@@ -116,11 +116,14 @@ class Recommender(Model):
         return {name: getattr(self, name) for name in names.split()} | bert
 
     @property
+    def trains_bert(self) -> bool:
+        """Whether a step does; the ranking's own stage leaves BERT as it is."""
+        return self.live is not None and self.stage != "ranking"
+
+    @property
     def trainable_weights(self):
         weights = super().trainable_weights
-        if self.live is None or self.stage == "ranking":
-            return weights
-        return weights + self.live.bert.trainable_weights
+        return weights + (self.live.bert.trainable_weights if self.trains_bert else [])
 
     def refresh(self) -> None:
         """Encodes the items' texts anew, where BERT is trained: after its weights moved."""
@@ -292,7 +295,8 @@ class Recommender(Model):
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            penalties = [*self.losses, *(self.live.bert.losses if self.live else ())]
+            bert = self.live.bert.losses if self.trains_bert else ()
+            penalties = [*self.losses, *bert]
             total = loss + sum(penalties) / replicas
         variables = self.trainable_variables
         pairs = zip(tape.gradient(total, variables), variables, strict=True)
@@ -326,7 +330,7 @@ class Recommender(Model):
             }
         )
         features = self.items.rows(items, without=("text",))
-        if self.live is not None and training and self.stage != "ranking":
+        if training and self.trains_bert:
             features["text_mean"] = self.live.means(
                 features["text_mean"], items, at["target"], self._seed(4)
             )

@@ -29,15 +29,11 @@ class Beside(tf_keras.layers.Layer):
     def __init__(self, dense, size: int, seed: int):
         super().__init__(name=dense.name)
         self.dense, self.size, self.seed = dense, size, seed
+        self.width, self.out = dense.kernel.shape
         self.built = True
-        self._add(*dense.kernel.shape)
 
-    def _add(self, width: int, out: int) -> None:
-        """Makes what is learned."""
-        raise NotImplementedError
-
-    def _new(self, name: str, shape, start="zeros", trainable=True):
-        return self.add_weight(name, shape, initializer=start, trainable=trainable)
+    def _new(self, name: str, shape, start="zeros"):
+        return self.add_weight(name, shape, initializer=start)
 
     def _normal(self, deviation: float, stream: int = 0):
         return tf_keras.initializers.RandomNormal(stddev=deviation, seed=self.seed + stream)
@@ -53,9 +49,11 @@ class LowRank(Beside):
 
     scale = 2.0
 
-    def _add(self, width, out):
-        self.a = self._new("lora_a", (width, self.size), self._normal(width**-0.5))
-        self.b = self._new("lora_b", (self.size, out))
+    def __init__(self, dense, size: int, seed: int):
+        super().__init__(dense, size, seed)
+        start = self._normal(self.width**-0.5)
+        self.a = self._new("lora_a", (self.width, size), start)
+        self.b = self._new("lora_b", (size, self.out))
 
     def call(self, inputs):
         return self.dense(inputs) + self.scale * tf.matmul(
@@ -80,16 +78,15 @@ class Singular(Beside):
     penalty = 0.1
 
     def __init__(self, dense, size: int, seed: int):
-        self.aim = size
         super().__init__(dense, math.ceil(1.5 * size), seed)
-
-    def _add(self, width, out):
-        self.p = self._new("adalora_p", (width, self.size), self._normal(width**-0.5))
-        self.q = self._new("adalora_q", (self.size, out), self._normal(out**-0.5, 1))
+        self.aim = size
+        starts = self._normal(self.width**-0.5), self._normal(self.out**-0.5, 1)
+        self.p = self._new("adalora_p", (self.width, self.size), starts[0])
+        self.q = self._new("adalora_q", (self.size, self.out), starts[1])
         self.values = self._new("adalora_values", (self.size,))
+        self.add_loss(self._skew)
 
     def call(self, inputs):
-        self.add_loss(self._skew)
         inner = tf.matmul(inputs, self.p) * self.values
         return self.dense(inputs) + tf.matmul(inner, self.q)
 
@@ -113,11 +110,13 @@ class Adapter(Beside):
       - Houlsby et al., 2019, arXiv:1902.00751, behind both sublayers of a block.
     """
 
-    def _add(self, width, out):
-        self.down = self._new("adapter_down", (out, self.size), self._normal(out**-0.5))
-        self.down_bias = self._new("adapter_down_bias", (self.size,))
-        self.up = self._new("adapter_up", (self.size, out))
-        self.up_bias = self._new("adapter_up_bias", (out,))
+    def __init__(self, dense, size: int, seed: int):
+        super().__init__(dense, size, seed)
+        start = self._normal(self.out**-0.5)
+        self.down = self._new("adapter_down", (self.out, size), start)
+        self.down_bias = self._new("adapter_down_bias", (size,))
+        self.up = self._new("adapter_up", (size, self.out))
+        self.up_bias = self._new("adapter_up_bias", (self.out,))
 
     def call(self, inputs):
         y = self.dense(inputs)
@@ -133,8 +132,9 @@ class Prefix(Beside):
         thrown away after training.
     """
 
-    def _add(self, width, out):
-        self.prefix = self._new("prefix", (self.size, out), self._normal(0.02))
+    def __init__(self, dense, size: int, seed: int):
+        super().__init__(dense, size, seed)
+        self.prefix = self._new("prefix", (size, self.out), self._normal(0.02))
 
     def call(self, inputs):
         y = self.dense(inputs)
@@ -340,7 +340,7 @@ def _added(bert) -> dict[str, tf.Variable]:
     """What stands beside the maps, by place and name."""
     added: dict[str, tf.Variable] = {}
     for name, _, _, found in beside(bert):
-        own = [*found._trainable_weights, *found._non_trainable_weights]
+        own = found._trainable_weights
         added |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
     return added
 
