@@ -1,10 +1,7 @@
 """Assets from a server, a hub and a package index made here: no test leaves the machine."""
 
-import contextlib
 import hashlib
-import http.server
 import io
-import json
 import logging
 import os
 import socket
@@ -17,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.web import COMMIT, REPO, content, serving
 from tfrec_attn import assets, downloads
 from tfrec_attn.downloads import Hub, Wheel, Zip
 
 CONTENT = {"a.txt": b"first" * 1009, "b.bin": bytes(range(256)) * 13}
+pytestmark = pytest.mark.usefixtures("cache")
 NOWHERE = "http://127.0.0.1:9/nothing.zip"  # the discard port: refused at once
 
 
@@ -42,70 +41,6 @@ def zipped(content, inside=""):
     return buffer.getvalue()
 
 
-class Server:
-    """Serves `bodies` by path; `cut` ends each answer after so many bytes of the body."""
-
-    def __init__(self, bodies, *, cut=None, ranges=True):
-        self.bodies, self.cut, self.ranges = bodies, cut, ranges
-        self.asked = []  # (path, Range header)
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.answer(self, body=True)
-
-            def do_HEAD(self):
-                outer.answer(self, body=False)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(
-            target=self.server.serve_forever, args=(0.01,), daemon=True
-        ).start()
-
-    def answer(self, handler, body):
-        wanted = handler.headers.get("Range")
-        self.asked.append((handler.path, wanted))
-        if handler.path not in self.bodies:
-            handler.send_error(404)
-            return
-        data, status = self.bodies[handler.path], 200
-        if wanted and self.ranges:
-            data, status = data[int(wanted[6:-1]) :], 206
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-        handler.send_header("X-Repo-Commit", "0" * 40)
-        handler.end_headers()
-        if body:
-            handler.wfile.write(data[: self.cut])
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@contextlib.contextmanager
-def serving(bodies, **options):
-    server = Server(bodies, **options)
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFREC_ATTN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def origins(monkeypatch):
     """Makes the asset `toy` come from the given origins."""
@@ -114,10 +49,6 @@ def origins(monkeypatch):
         monkeypatch.setattr(assets, "ASSETS", {"toy": pairs})
 
     return use
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_a_zip_is_fetched_once(origins, cache):
@@ -330,50 +261,6 @@ def test_processes_that_come_at_once_fetch_once(origins):
 
 # --- the hub -----------------------------------------------------------------------------
 
-REPO, COMMIT = "org/toy", "0" * 40
-BERT = {
-    "config.json": json.dumps({"model_type": "bert"}).encode(),
-    "vocab.txt": b"[PAD]\n[UNK]\n",
-    "model.safetensors": b"weights" * 101,
-}
-
-
-def hub_bodies(content):
-    info = {
-        "id": REPO,
-        "sha": COMMIT,
-        "siblings": [{"rfilename": name} for name in content],
-    }
-    bodies = {f"/{REPO}/resolve/main/{name}": data for name, data in content.items()}
-    bodies |= {f"/{REPO}/resolve/{COMMIT}/{name}": data for name, data in content.items()}
-    listing = json.dumps(info).encode()
-    listings = (f"/api/models/{REPO}", f"/api/models/{REPO}/revision/{COMMIT}")
-    return {**bodies, **dict.fromkeys(listings, listing)}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Starts a hub with the given files in its one repository."""
-    from huggingface_hub import constants
-
-    with contextlib.ExitStack() as stack:
-
-        def start(content):
-            server = stack.enter_context(serving(hub_bodies(content)))
-            url = "{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-            monkeypatch.setattr(constants, "ENDPOINT", server.url)
-            template = url.format(endpoint=server.url)
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-            monkeypatch.setattr(
-                "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
-                template,
-                raising=False,
-            )
-            monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-            return server
-
-        yield start
-
 
 def test_an_asset_comes_from_the_hub(origins, hub):
     server = hub(CONTENT | {"README.md": b"not needed"})
@@ -400,86 +287,6 @@ def test_a_silent_hub_fails_fast(origins, monkeypatch):
         with pytest.raises(OSError, match="the hub's org/toy: ReadTimeout"):
             assets.fetch("toy")
         assert time.monotonic() - start < 3
-
-
-def test_a_backbone_by_its_hub_name(hub):
-    server = hub(BERT)
-    folder = assets.backbone(REPO)
-    assert content(folder) == BERT
-    count = len(server.asked)
-    assert assets.backbone(REPO) == folder
-    assert len(server.asked) == count
-
-
-def test_a_hub_model_that_is_no_bert_costs_no_weights(hub):
-    server = hub({**BERT, "config.json": b'{"model_type": "roberta"}'})
-    with pytest.raises(ValueError, match=r"model_type must be 'bert'.*got 'roberta'"):
-        assets.backbone(REPO)
-    assert not any("safetensors" in path for path, _ in server.asked)
-
-
-def test_a_name_that_the_hub_does_not_know(hub):
-    hub(BERT)
-    with pytest.raises(OSError, match="'org/other': there is no such folder, and the Hugg"):
-        assets.backbone("org/other")
-
-
-# --- backbones on disk -------------------------------------------------------------------
-
-
-def bert_folder(folder, leave_out=(), **replaced):
-    folder.mkdir()
-    for name, data in (BERT | replaced).items():
-        if name not in leave_out:
-            (folder / name).write_bytes(data)
-    return folder
-
-
-def test_a_folder_with_a_bert(tmp_path):
-    folder = bert_folder(tmp_path / "bert")
-    assert assets.backbone(folder) == folder
-    assert assets.backbone(str(folder)) == folder
-
-
-@pytest.mark.parametrize(
-    ("leave_out", "replaced", "message"),
-    [
-        (
-            ["config.json"],
-            {},
-            r"config\.json is missing: a backbone is what save_pretrained",
-        ),
-        (["vocab.txt"], {}, r"vocab\.txt is missing; .*save_vocabulary"),
-        (
-            ["model.safetensors"],
-            {"pytorch_model.bin": b"x"},
-            r"no weights.*pytorch_model\.bin",
-        ),
-        ([], {"config.json": b'{"model_type": "gpt2"}'}, "must be 'bert'.*got 'gpt2'"),
-        ([], {"config.json": b"{}"}, "must be 'bert'.*got None"),
-        ([], {"config.json": b"{"}, "is no JSON object"),
-        ([], {"config.json": b"[1]"}, "is no JSON object"),
-    ],
-)
-def test_what_is_no_bert_is_named(tmp_path, leave_out, replaced, message):
-    folder = bert_folder(tmp_path / "bert", leave_out, **replaced)
-    with pytest.raises(ValueError, match=message):
-        assets.backbone(folder)
-
-
-@pytest.mark.parametrize("name", ["a/b/c", "./nothing", "no such", ""])
-def test_what_is_neither_folder_nor_name(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"A backbone is a folder with a BERT|config\.json is"
-    ):
-        assets.backbone(name)
-
-
-def test_the_asset_by_both_its_names(monkeypatch):
-    monkeypatch.setattr(assets, "fetch", lambda name: f"folder of {name}")
-    for name in ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"):
-        assert assets.backbone(name) == "folder of all-MiniLM-L6-v2"
 
 
 # --- the command -------------------------------------------------------------------------

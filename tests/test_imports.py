@@ -19,7 +19,7 @@ PUBLIC = [
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
     ["", "installed", "keras_binding", "labels"],
-    ["downloads", "origins", "assets"],
+    ["downloads", "origins", "assets", "backbones"],
     ["data"],
     ["config"],
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],

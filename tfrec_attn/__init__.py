@@ -27,7 +27,7 @@ _HOMES = {
     "LABELS": "labels",
     "Schema": "data.schema",
     "Tables": "data.tables",
-    "backbone": "assets",
+    "backbone": "backbones",
     "fetch": "assets",
     "movielens_100k": "data.sources",
     "read_tables": "data.tables",

@@ -46,7 +46,7 @@ def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
 
 def served(model, prepared):
     """The graph to export: the model, its index and what is known of every user."""
-    from tfrec_attn import assets
+    from tfrec_attn import backbones
     from tfrec_attn.model import bert
     from tfrec_attn.model.tokenizer import WordPiece
     from tfrec_attn.serve.index import Index
@@ -55,7 +55,7 @@ def served(model, prepared):
     config = prepared.config
     encoder = None
     if "text" in prepared.item_features:
-        folder = assets.backbone(config.text.backbone)
+        folder = backbones.backbone(config.text.backbone)
         encoder = TextEncoder(
             WordPiece(folder),
             model.live.bert if model.live else bert.load(folder),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn import assets
+from tfrec_attn import backbones
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
 from tfrec_attn.labels import LABELS
@@ -222,7 +222,7 @@ def _features(config: Config, table: catalog.Catalog, cache: Path | None):
     arrays = dict(table.features)
     if not config.text.backbone or not any(table.texts):
         return arrays, None
-    folder = assets.backbone(config.text.backbone)
+    folder = backbones.backbone(config.text.backbone)
     tokens = texts.tokenize(folder, table.texts, config.text.max_length)
     if not tokens.words.size:
         return arrays, None
@@ -235,7 +235,7 @@ def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
 
     `cache` keeps them, and is believed while ids and weights are those it was made of.
     """
-    weights = assets.fingerprint(folder)
+    weights = backbones.fingerprint(folder)
     if cache is not None and cache.exists():
         with np.load(cache) as kept:
             if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
@@ -289,7 +289,7 @@ def _live(prepared: Prepared) -> texts.Live | None:
 
 def tuned(config: Config) -> bert_lib.Bert:
     """The backbone, ready to be trained by `bert.tuning`, as it starts."""
-    bert = bert_lib.load(assets.backbone(config.text.backbone))
+    bert = bert_lib.load(backbones.backbone(config.text.backbone))
     settings = config.bert
     tuning.tune(bert, settings.tuning, size=settings.size, seed=config.train.seed)
     return bert

@@ -13,7 +13,7 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import assets, fit, pipeline
+from tfrec_attn import backbones, fit, pipeline
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
@@ -148,7 +148,9 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
     merged = pipeline.tuned(prepared.config)
     tuning.apply(merged, delta)
     tuning.merge(merged)
-    bert_lib.save(merged, out / "bert", like=assets.backbone(prepared.config.text.backbone))
+    bert_lib.save(
+        merged, out / "bert", like=backbones.backbone(prepared.config.text.backbone)
+    )
 
 
 def load(run: Path):

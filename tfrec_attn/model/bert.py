@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import assets
+from tfrec_attn import backbones
 from tfrec_attn.keras_binding import on_legacy_keras
 
 transformers = on_legacy_keras("transformers")
@@ -115,7 +115,7 @@ def load(folder, *, trainable=False):
         missing or of another shape than `config.json` says.
     """
     folder = pathlib.Path(folder)
-    assets.check_weights(folder)
+    backbones.check_weights(folder)
     with _without_known_messages():
         model, info = transformers.TFBertModel.from_pretrained(
             str(folder),
@@ -134,7 +134,7 @@ def save(bert, folder, *, like):
     another, `like`."""
     folder = pathlib.Path(folder)
     bert.model.save_pretrained(folder, safe_serialization=True)
-    for name in assets.TOKENIZER:
+    for name in backbones.TOKENIZER:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
 

@@ -1,0 +1,119 @@
+"""BERT folders: found by path or name, and checked before anything is read from them."""
+
+import contextlib
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from tfrec_attn import assets, downloads
+from tfrec_attn.origins import HUB_NAME, MINILM
+
+# The weights that TFBertModel reads without torch, the first that is there.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
+TOKENIZER = (
+    "vocab.txt",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+)
+
+
+def backbone(name_or_path: str | Path) -> Path:
+    """Returns the folder of a BERT: config.json, vocab.txt, weights that TensorFlow reads.
+
+    Args:
+      name_or_path: A folder on disk; else `all-MiniLM-L6-v2`; else a name on the Hugging
+        Face hub, whose files go to the hub's own cache and are used from there without
+        asking again.
+
+    Raises:
+      ValueError: It is nothing of these, or no BERT that can be read.
+      OSError: The hub or the asset cannot be reached.
+    """
+    place = Path(name_or_path).expanduser()
+    if place.is_dir():
+        check(place)
+        return place
+    if str(name_or_path) in (MINILM, HUB_NAME):
+        return assets.fetch(MINILM)
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", str(name_or_path)):
+        raise ValueError(
+            "A backbone is a folder with a BERT in it, the asset "
+            f"{MINILM}, or a hub name such as google-bert/bert-base-uncased: "
+            f"got {str(name_or_path)!r}, and there is no such folder."
+        )
+    return _hub_bert(str(name_or_path))
+
+
+def _hub_bert(name):
+    import huggingface_hub
+
+    # A cached copy may be one of which another program fetched only a part.
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        place = Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+        check(place)
+        return place
+    try:
+        # The small files first: a model that is no BERT costs no download of weights.
+        found = downloads.from_hub(name, ["config.json"])
+        config = found[0] if found else Path(name, "config.json")
+        _check_config(config)
+        downloads.from_hub(name, TOKENIZER)
+        if not downloads.from_hub(name, ["model.safetensors"]):
+            downloads.from_hub(name, ["tf_model.h5"])
+    except (OSError, huggingface_hub.errors.HFValidationError) as error:
+        raise OSError(
+            f"backbone {name!r}: there is no such folder, and the Hugging Face hub did not "
+            f"give it ({assets.reason(error)}). Check the name, or give a BERT's folder."
+        ) from error
+    check(config.parent)
+    return config.parent
+
+
+def check(place: Path) -> None:
+    """Raises a ValueError that names what keeps a folder from being a usable BERT."""
+    check_weights(place)
+    if not (place / "vocab.txt").is_file():
+        raise ValueError(
+            f"{place}: vocab.txt is missing; the tokenizer in the graph is made from it. "
+            "transformers' AutoTokenizer.from_pretrained(…).save_vocabulary(…) writes it."
+        )
+
+
+def check_weights(place: Path) -> None:
+    """`check` without the vocabulary: config.json, and weights beside it."""
+    _check_config(place / "config.json")
+    if not any((place / name).is_file() for name in _WEIGHTS):
+        raise ValueError(
+            f"{place}: no weights that TensorFlow can read: {' or '.join(_WEIGHTS)} is "
+            f"needed, got {', '.join(sorted(path.name for path in place.iterdir()))}. "
+            "A pytorch_model.bin becomes model.safetensors by save_pretrained in an "
+            "environment with torch."
+        )
+
+
+def fingerprint(place: Path) -> str:
+    """SHA-256 over the names and contents of a BERT's config.json and weights."""
+    total = hashlib.sha256()
+    for path in sorted(place.iterdir()):
+        if path.name in ("config.json", *_WEIGHTS) or path.suffix == ".safetensors":
+            total.update(f"{path.name} {assets.checksum(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _check_config(path):
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing: a backbone is what save_pretrained writes, config.json, "
+            "vocab.txt and model.safetensors."
+        )
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON object: {error}") from error
+    if kind != "bert":
+        raise ValueError(
+            f"{path}: model_type must be 'bert', as the text is cut by BERT's WordPiece: "
+            f"got {kind!r}. Choose a BERT, such as {MINILM}."
+        )
