@@ -109,7 +109,7 @@ def run_stage(
         size = model.settings.ranked_targets * replicas
     per_epoch = batches.steps(examples, size)
     keeper.begin()
-    live = model.live if model.trains_bert else None
+    live = model.trained_bert
     steps = per_epoch * epochs
     with model.distribute_strategy.scope():
         model.compile(optimizer=optimizers.make(settings, steps, live))

@@ -1,4 +1,4 @@
-"""Towers, scorer and losses in one `tfrs.Model`.
+"""How the model learns: the losses of a step.
 
 Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
 step, U items of a step, K negatives, C candidates, L events that the ranking sees, n user
@@ -6,19 +6,17 @@ tokens, m item tokens, d width, e width of the ranking's tokens.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.keras_binding import on_legacy_keras
 from tfrec_attn.model import sampling, scoring, tasks, tuning
-from tfrec_attn.model.states import Features, ItemMatrices, UserState
+from tfrec_attn.model.states import Features, UserState
 from tfrec_attn.model.texts import Live
-from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, latest, request_gap
-
-Model: Any = on_legacy_keras("tensorflow_recommenders").Model
+from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, request_gap
+from tfrec_attn.model.two_stage import TwoStage
 
 
 class Step(NamedTuple):
@@ -48,14 +46,12 @@ class Step(NamedTuple):
     training: bool
 
 
-class Recommender(Model):
+class Recommender(TwoStage):
     """Two towers, trained for retrieval and for ranking what the retrieval finds.
 
     Args:
-      item_tower, user_tower, user_tokens: See `towers`.
-      scorer: `[B, C]` logits from user and candidate tokens.
+      item_tower, user_tower, user_tokens, scorer, items, users: See `TwoStage`.
       retrieval: The loss over pooled vectors.
-      items, users: Features by row.
       frequency: `[I]` share of each item among the training targets.
       positives_of: `[users, None]` item rows of each user's training positives.
       live: The BERT that is trained with the retrieval; None where it is frozen.
@@ -84,12 +80,10 @@ class Recommender(Model):
         live: Live | None = None,
         seed: int,
     ):
-        super().__init__()
-        self.item_tower, self.user_tower = item_tower, user_tower
-        self.user_tokens = user_tokens
-        self.scorer, self.retrieval = scorer, retrieval
-        self.feedback = tasks.Feedback()
-        self.items, self.users, self.live = items, users, live
+        super().__init__(
+            item_tower, user_tower, user_tokens, scorer, retrieval, items, users
+        )
+        self.live = live
         self.frequency = tf.constant(frequency, tf.float32)
         # An item that nobody could choose yet is no negative: it would be learned as bad.
         self.known_items = tf.constant(np.flatnonzero(frequency), tf.int32)
@@ -100,8 +94,6 @@ class Recommender(Model):
         self.stage = "both"
         self.shortlist = max(shortlist, settings.hard_negatives)
         self.positives, self.seed = tf.constant(positives), seed
-        # How much of the score counts; `fit.settle` chooses it on the validation fold.
-        self.share = self.add_weight("share", (), initializer="ones", trainable=False)
         self.meters = {
             name: tf_keras.metrics.Mean(name)
             for name in ("loss", "retrieval", "ranking", "feedback", "distillation")
@@ -116,151 +108,19 @@ class Recommender(Model):
         return {name: getattr(self, name) for name in names.split()} | bert
 
     @property
-    def trains_bert(self) -> bool:
-        """Whether a step does; the ranking's own stage leaves BERT as it is."""
-        return self.live is not None and self.stage != "ranking"
+    def trained_bert(self) -> Live | None:
+        """What a step trains; the ranking's own stage leaves BERT as it is."""
+        return None if self.stage == "ranking" else self.live
 
     @property
     def trainable_weights(self):
-        weights = super().trainable_weights
-        return weights + (self.live.bert.trainable_weights if self.trains_bert else [])
+        live = self.trained_bert
+        return super().trainable_weights + (live.bert.trainable_weights if live else [])
 
     def refresh(self) -> None:
         """Encodes the items' texts anew, where BERT is trained: after its weights moved."""
         if self.live is not None:
             self.live.refresh(self.items.tensors)
-
-    # What is served.
-
-    def encode_items(self, block: int = 4096) -> ItemMatrices:
-        """All items through the item tower, in blocks of rows."""
-        count = len(self.frequency)
-        parts = [
-            self._encode_rows(tf.range(i, min(i + block, count)))
-            for i in range(0, count, block)
-        ]
-        return ItemMatrices(*(tf.concat(part, 0) for part in zip(*parts, strict=True)))
-
-    @tf.function(reduce_retracing=True)
-    def _encode_rows(self, rows):
-        features = self.items.rows(rows)
-        vector = self.item_tower.vector(features)
-        return (
-            vector,
-            self.item_tower.event(vector, features["id"]),
-            self.item_tower.pool(vector),
-            *self.item_tower(features),
-        )
-
-    def encode_users(self, profile, items, batch) -> UserState:
-        """Users as of one moment each.
-
-        Args:
-          profile: Features of the profile's columns, `[B, ..]` each.
-          items: `vector` and `event` by row; see `ItemMatrices`.
-          batch: `history` `[B, W]` rows, -1 pads; `history_feedback`; `history_time`;
-            `seen` `[B]` events before the moment; `time` `[B]` ms, 0 where unknown.
-        """
-        tokens, prefix = self.user_tower(
-            {
-                "profile": profile,
-                "events": tf.gather(items.vector, tf.maximum(batch["history"], 0)),
-                "mask": batch["history"] >= 0,
-                "feedback": batch["history_feedback"],
-                "time": batch["history_time"],
-            }
-        )
-        seen = batch["seen"][:, None]
-        gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
-        query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
-        columns = self.user_tower.profile(profile, tf.shape(query)[0])
-        event = lambda rows: tf.gather(items.event, rows)
-        return UserState(query, *self._ranked(columns, event, batch))
-
-    def _ranked(self, profile, event, batch):
-        """What the ranking sees of users: tokens `[B, n, e]` and mask `[B, n]`.
-
-        Args:
-          profile: Tokens and mask of the profile's columns; no gradient flows there.
-          event: Gives `[B, L, e]` event vectors of `[B, L]` rows.
-          batch: As of `encode_users`.
-        """
-        last = lambda name: latest(batch[name], batch["seen"], self.user_tokens.length)
-        rows, there = last("history")
-        return self.user_tokens(
-            {
-                "profile": tf.stop_gradient(profile[0]),
-                "profile_mask": profile[1],
-                "events": event(tf.maximum(rows, 0)),
-                "mask": there & (rows >= 0),
-                "feedback": last("history_feedback")[0],
-                "time": last("history_time")[0],
-                "now": batch["time"],
-            }
-        )
-
-    def rank(self, user: UserState, pooled, tokens, mask):
-        """What orders a shortlist: the retrieval's logit and a share of the scorer's.
-
-        Args:
-          user: B users.
-          pooled: `[B, C, d]` candidates' unit vectors.
-          tokens, mask: `[B, C, m, e]` and `[B, C, m]`.
-
-        Returns:
-          `[B, C]` logits.
-        """
-        cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
-        score = self._score(user, tokens, mask)
-        return tf.exp(self.retrieval.log_scale) * cosine + self.share * score
-
-    def label(self, user: UserState, pooled, tokens, mask):
-        """`[B, labels]` logits of the label that each user will give one item: `[B, d]`,
-        `[B, m, e]` and `[B, m]`."""
-        score = self._score(user, tokens[:, None], mask[:, None])[:, 0]
-        return self.feedback(user.query, pooled, score)
-
-    def _score(self, user, tokens, mask):
-        """`[B, C]` logits of the scorer alone."""
-        return self.scorer(
-            {
-                "user": user.tokens,
-                "user_mask": user.mask,
-                "item": tokens,
-                "item_mask": mask,
-            }
-        )
-
-    @tf.function(reduce_retracing=True)
-    def users_at(self, profile, items, batch):
-        """`encode_users` as a graph."""
-        return self.encode_users(profile, items, batch)
-
-    @tf.function(reduce_retracing=True)
-    def rank_at(self, user, pooled, tokens, mask):
-        """`rank` as a graph."""
-        return self.rank(user, pooled, tokens, mask)
-
-    def warm_up(self) -> None:
-        """Makes all weights, by a call on one made-up user."""
-        batch = {
-            "history": tf.zeros((1, 1), tf.int32),
-            "history_feedback": tf.zeros((1, 1), tf.int32),
-            "history_time": tf.zeros((1, 1), tf.int64),
-            "seen": tf.ones(1, tf.int32),
-            "time": tf.zeros(1, tf.int64),
-        }
-        rows = tf.zeros(1, tf.int32)
-        with self.distribute_strategy.scope():
-            self.retrieval.build(None)
-            made = self._encode_rows.python_function(rows)
-            items = ItemMatrices(*made)
-            user = self.encode_users(self.users.rows(rows), items, batch)
-            pooled, tokens, mask = (value[None] for value in items[2:])
-            self.rank(user, pooled, tokens, mask)
-            self.label(user, *items[2:])
-
-    # What is trained.
 
     def compute_loss(self, inputs, training=False):
         """The weighted sum of losses of one replica's examples; over replicas they add up
@@ -295,8 +155,8 @@ class Recommender(Model):
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            bert = self.live.bert.losses if self.trains_bert else ()
-            penalties = [*self.losses, *bert]
+            live = self.trained_bert
+            penalties = [*self.losses, *(live.bert.losses if live else ())]
             total = loss + sum(penalties) / replicas
         variables = self.trainable_variables
         pairs = zip(tape.gradient(total, variables), variables, strict=True)
@@ -330,8 +190,8 @@ class Recommender(Model):
             }
         )
         features = self.items.rows(items, without=("text",))
-        if training and self.trains_bert:
-            features["text_mean"] = self.live.means(
+        if training and (live := self.trained_bert):
+            features["text_mean"] = live.means(
                 features["text_mean"], items, at["target"], self._seed(4)
             )
         # The ranking on its own takes the towers as they are served.

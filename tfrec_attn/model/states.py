@@ -25,6 +25,9 @@ class Features:
         )
         self.tensors = {name: keep(array) for name, array in arrays.items()}
 
+    def __len__(self) -> int:
+        return self.tensors["id"].shape[0]
+
     def rows(self, rows, *, without: tuple[str, ...] = ()):
         """The features of some rows, by name."""
         return {
