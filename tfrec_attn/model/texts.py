@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model.tokenizer import WordPiece
+from tfrec_attn.model.towers import masked_mean
 
 
 class Tokens(NamedTuple):
@@ -110,8 +111,7 @@ class Live:
         # As long as the longest of them.
         length = tf.reduce_max(tf.math.count_nonzero(there, 1, dtype=tf.int32))
         hidden = self.bert(ids[:, :length], training=True)
-        there = tf.cast(there[:, :length], hidden.dtype)[..., None]
-        live = tf.reduce_sum(hidden * there, 1) / tf.reduce_sum(there, 1)
+        live = masked_mean(hidden, there[:, :length])
         live = tf.where(tf.gather(self.real, chosen)[:, None], live, 0.0)
         return tf.tensor_scatter_nd_update(means, places[:, None], live)
 
