@@ -7,13 +7,16 @@ import json
 import pathlib
 import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 
 from tfrec_attn import explain, explanation_page, metrics
 from tfrec_attn.explanation import Explanation, Part, spans
+from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.serve.client import Client, Recommendation, Recommendations
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))
@@ -355,15 +358,36 @@ def test_doubts_are_said(made):
     assert explain.notes(dataclasses.replace(made, unknown_history=())) == []
 
 
-def test_the_most_credited_tokens_carry_the_score(trained):
-    """A small benchmarks/faithfulness.py: 8 items for each of the shop's users."""
-    measure = runpy.run_path(str(ROOT / "benchmarks" / "faithfulness.py"))["measure"]
-    found = measure(*trained, items=8, users=100)
-    for side in ("item tokens", "events"):
-        for masked in (1, 2):
-            row = found[side, masked]
-            assert row["pairs"] == 8 * shop.USERS
-            assert metrics.bootstrap(row["most"], row["random"]).high < 0
-            assert row["most"].mean() < 0
+FAITHFULNESS = runpy.run_path(str(ROOT / "benchmarks" / "faithfulness.py"))
+
+
+def test_the_most_credited_words_carry_the_score_of_a_trained_shop(trained):
+    """A small benchmarks/faithfulness.py: 8 items for each of the shop's users. Which of
+    its few events count is learnt too weakly for a claim that holds on every machine."""
+    found = FAITHFULNESS["measure"](*trained, items=8, users=100)
+    for masked in (1, 2):
+        row = found["item tokens", masked]
+        assert row["pairs"] == found["events", masked]["pairs"] == 8 * shop.USERS
+        assert metrics.bootstrap(row["most"], row["random"]).high < 0
+        assert row["most"].mean() < 0
     row = found["item tokens", 1]
     assert metrics.bootstrap(row["least"], row["random"]).low > 0
+
+
+@pytest.mark.parametrize("side", ["item tokens", "events"])
+def test_the_most_credited_tokens_carry_the_score_of_tokens_drawn_at_random(side):
+    """Of 200 users with 5 of 100 items each; a user has a profile token and 9 events."""
+    draw = np.random.default_rng(0)
+    tokens = lambda *shape: tf.constant(draw.normal(size=shape), tf.float32)
+    masked = lambda *shape: tf.constant(draw.random(shape) < 0.9)
+    state = SimpleNamespace(tokens=tokens(200, 10, 16), mask=masked(200, 10))
+    matrices = SimpleNamespace(tokens=tokens(100, 8, 16), mask=masked(100, 8))
+    scorer = AttentionWeightedCosine()
+    changes = FAITHFULNESS["Changes"](scorer, 9, draw)
+    changes.add(state, matrices, draw.integers(100, size=(200, 5)))
+    for masked in (1, 2, 4):
+        row = changes.means()[side, masked]
+        assert row["pairs"] > 900
+        assert metrics.bootstrap(row["most"], row["random"]).high < 0
+        assert metrics.bootstrap(row["least"], row["random"]).low > 0
+        assert row["most"].mean() < 0
