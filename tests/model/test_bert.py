@@ -69,8 +69,9 @@ def folder(tmp_path):
     return write_folder(tmp_path / "bert", random_weights())
 
 
-def reference(weights, ids):
-    """One text without padding, from the paper (arXiv:1810.04805)."""
+def reference(weights, ids, before=None):
+    """One text without padding, from the paper (arXiv:1810.04805); `before` has keys and
+    values `[2, p, d]` for each block, which stand before those of the text."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
 
     def norm(x, name):
@@ -86,6 +87,8 @@ def reference(weights, ids):
     for layer in range(CONFIG["num_hidden_layers"]):
         at = f"encoder.layer.{layer}"
         q, k, v = (dense(x, f"{at}.attention.self.{n}") for n in ("query", "key", "value"))
+        if before is not None:
+            k, v = np.concatenate([before[layer], [k, v]], 1)
         seen = []
         for part in np.split(
             np.arange(CONFIG["hidden_size"]), CONFIG["num_attention_heads"]
@@ -107,8 +110,27 @@ def test_matches_numpy_and_padding_does_not_count(folder):
         np.testing.assert_allclose(
             got[: len(real)], reference(random_weights(), real), rtol=1e-4, atol=1e-4
         )
+        assert not got[len(real) :].any()
     assert hidden.dtype == np.float32
     assert (bert.width, bert.max_length, bert.vocab_size, bert.pad_id) == (6, 13, 31, 0)
+
+
+def test_says_what_transformers_says_with_its_gradients(folder):
+    """The layers of a `TFBertModel` called as we do, and as it does."""
+    bert = bert_lib.load(folder, trainable=True)
+    real = tf.constant(IDS != 0)
+    weight = tf.constant(np.random.default_rng(0).normal(size=(*IDS.shape, 6)), tf.float32)
+
+    def told(call):
+        with tf.GradientTape() as tape:
+            hidden = tf.where(real[..., None], call(tf.constant(IDS)), 0.0)
+            total = tf.reduce_sum(hidden * weight)
+        gradients = tape.gradient(total, bert.trainable_variables)
+        return hidden, *(tf.convert_to_tensor(gradient) for gradient in gradients)
+
+    theirs = lambda ids: bert.model(ids, attention_mask=tf.cast(real, tf.int32))[0]
+    for ours, other in zip(told(bert), told(theirs), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-4)
 
 
 def test_reads_its_own_formats(folder, tmp_path):
@@ -190,11 +212,11 @@ def many_ids():
     return ids
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_encode_does_not_depend_on_the_batch(folder, batch_size):
+@pytest.mark.parametrize("pieces", [1, 40, 4096])
+def test_encode_does_not_depend_on_the_batch(folder, pieces):
     bert = bert_lib.load(folder)
     ids, ready = many_ids(), []
-    hidden = bert_lib.encode(bert, ids, batch_size=batch_size, progress=ready.append)
+    hidden = bert_lib.encode(bert, ids, pieces=pieces, progress=ready.append)
     assert hidden.dtype == np.float32
     assert sum(ready) == 23
     for row, got in zip(ids, hidden, strict=True):
@@ -218,10 +240,13 @@ def test_encode_cuts_each_batch_to_its_longest_and_skips_repeats(folder):
             with tf.control_dependencies([layer(batch)]):
                 return tf.identity(hidden)
 
-    bert_lib.encode(Spy(), ids, batch_size=4)
+    bert_lib.encode(Spy(), ids, pieces=30)
     lengths = np.sort((np.unique(ids, axis=0) != 0).sum(1))
-    assert len(lengths) == 22
-    assert seen == [(len(part), part[-1]) for part in np.split(lengths, range(4, 22, 4))]
+    assert len(lengths) == sum(rows for rows, _ in seen) == 22
+    ends = np.cumsum([rows for rows, _ in seen])
+    assert [length for _, length in seen] == list(lengths[ends - 1])
+    for (rows, length), end in zip(seen[:-1], ends, strict=False):
+        assert rows * length <= 30 < (rows + 1) * lengths[end]
 
 
 def test_encode_in_half_precision_and_of_nothing(folder):

@@ -1,6 +1,6 @@
 """A BERT checkpoint as a layer from token ids to hidden states, and its bulk use.
 
-The only module that imports transformers. Letters: B texts, m token ids a text, d width.
+The only module that imports transformers. Letters: B texts, m token ids a text, d width, T pieces of text without padding.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ _UNUSED_HEADS = re.compile(r"pooler|position_ids|^cls\.|/cls/|nsp___cls|mlm___cl
 class Bert(tf_keras.layers.Layer):
     """Hidden states of a BERT without its pooler.
 
-    Call it with `[B, m]` ids padded with `pad_id`; padding is masked from attention, and
-    what stands at padded positions of the `[B, m, d]` float32 result is meaningless.
+    Call it with `[B, m]` ids padded with `pad_id`; the `[B, m, d]` float32 result is 0 at
+    padded positions, which take no part in anything.
 
     Attributes:
       model: The `TFBertModel` inside.
@@ -59,7 +59,7 @@ class Bert(tf_keras.layers.Layer):
         self.max_length = model.config.max_position_embeddings
         self.vocab_size = model.config.vocab_size
         self.pad_id = model.config.pad_token_id
-        self.prefix, self._chosen = 0, None
+        self._chosen = None
 
     def choose(self, variables):
         """Only these are trained from now on."""
@@ -82,14 +82,91 @@ class Bert(tf_keras.layers.Layer):
     def call(self, ids, training=False):
         if ids.shape[1] is not None:
             _check_length(ids.shape[1], self.max_length)
+        # The first place of a text counts as a piece, so that no text has none.
+        real = (ids != self.pad_id) | (tf.range(tf.shape(ids)[1]) == 0)
         # A frozen BERT has no dropout either, whatever trains above it.
-        real = tf.pad(ids != self.pad_id, [[0, 0], [self.prefix, 0]], constant_values=True)
-        hidden = self.model(
-            input_ids=ids,
-            attention_mask=tf.cast(real, tf.int32),
-            training=training and self.trainable,
-        ).last_hidden_state
-        return tf.cast(hidden, tf.float32)
+        hidden = _states(self.model, ids, _Packed(real), training and self.trainable)
+        return tf.where((ids != self.pad_id)[..., None], tf.cast(hidden, tf.float32), 0.0)
+
+
+class _Packed:
+    """The pieces of all texts in one row, without the padding between them: T pieces.
+
+    Args:
+      real: `[B, m]` bool, which places hold a piece; one of each text at least.
+    """
+
+    def __init__(self, real):
+        flat = tf.reshape(real, [-1])
+        self.real = real
+        self.at = tf.squeeze(tf.where(flat), 1)
+        # Of padding, that of the piece before it, which nothing reads.
+        self.row = tf.reshape(tf.cumsum(tf.cast(flat, tf.int32)) - 1, tf.shape(real))
+
+    def pack(self, values):
+        """`[B, m, ..]` to `[T, ..]`."""
+        return tf.gather(tf.reshape(values, [-1, *values.shape[2:]]), self.at)
+
+    def unpack(self, values):
+        """`[T, d]` to `[B, m, d]`, with something or other where the padding is."""
+        return tf.gather(values, self.row)
+
+
+def _states(model, ids, packed, training):
+    """Last hidden states `[B, m, d]` of a `TFBertModel`: its layers, without its calls.
+
+    Its own takes `[B, m, d]` through every map, which TensorFlow computes slowly, and for
+    padding too; here maps see `[T, d]`, and only the attention knows texts.
+
+    References:
+      - Devlin et al., 2018, arXiv:1810.04805; blocks are those of Vaswani et al., 2017,
+        arXiv:1706.03762, section 3.
+    """
+    embed = model.bert.embeddings
+    words = tf.gather(embed.weight, packed.pack(ids))
+    place = tf.broadcast_to(tf.range(tf.shape(ids)[1]), tf.shape(ids))
+    places = tf.gather(embed.position_embeddings, packed.pack(place))
+    x = _normed(words + places + embed.token_type_embeddings[0], embed.LayerNorm)
+    x = embed.dropout(x, training=training)
+    for block in model.bert.encoder.layer:
+        after = block.attention.dense_output
+        found = after.dense(_attended(block.attention.self_attention, x, packed, training))
+        x = _normed(x + after.dropout(found, training=training), after.LayerNorm)
+        inner, after = block.intermediate, block.bert_output
+        found = after.dense(inner.intermediate_act_fn(inner.dense(x)))
+        x = _normed(x + after.dropout(found, training=training), after.LayerNorm)
+    return packed.unpack(x)
+
+
+def _attended(attention, x, packed, training):
+    """`[T, d]`, what each piece takes of its text."""
+    heads, width = attention.num_attention_heads, attention.attention_head_size
+
+    def split(layer):
+        y = packed.unpack(layer(x))
+        # What prefix tuning has before the keys and values of every text.
+        if (first := getattr(layer, "prefix", None)) is not None:
+            first = tf.broadcast_to(first, (tf.shape(y)[0], *first.shape))
+            y = tf.concat([first, y], 1)
+        y = tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], heads, width])
+        return tf.transpose(y, [0, 2, 1, 3])
+
+    query, key, value = (split(n) for n in (attention.query, attention.key, attention.value))
+    before = tf.shape(key)[2] - tf.shape(query)[2]
+    seen = tf.pad(packed.real, [[0, 0], [before, 0]], constant_values=True)
+    logits = tf.matmul(query, key, transpose_b=True) * width**-0.5
+    logits += tf.where(seen, 0.0, -1e9)[:, None, None, :]
+    weights = attention.dropout(tf.nn.softmax(logits), training=training)
+    found = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
+    return tf.reshape(packed.pack(found), [-1, heads * width])
+
+
+def _normed(x, layer):
+    """Layer normalization (arXiv:1607.06450) by the weights of a Keras layer, which itself
+    insists on the number of axes that it was built for."""
+    centred = x - tf.reduce_mean(x, -1, keepdims=True)
+    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
+    return centred * (tf.math.rsqrt(variance + layer.epsilon) * layer.gamma) + layer.beta
 
 
 def _check_length(length, limit):
@@ -174,7 +251,7 @@ def _without_known_messages():
             logger.removeFilter(unknown)
 
 
-def encode(bert, ids, *, batch_size=64, dtype=np.float32, progress=None):
+def encode(bert, ids, *, pieces=4096, dtype=np.float32, progress=None):
     """Hidden states of many texts, in bulk and without training.
 
     Texts are taken by length and each batch is cut to its longest, so padding costs
@@ -183,7 +260,8 @@ def encode(bert, ids, *, batch_size=64, dtype=np.float32, progress=None):
     Args:
       bert: From `load`.
       ids: `[N, m]` integers on the host, padded behind with `bert.pad_id`.
-      batch_size: Texts a step.
+      pieces: Token ids a step, padding included: bounds its memory. One text is taken in
+        any case.
       dtype: Of the result; np.float16 halves the memory.
       progress: Called with the number of texts done since its last call.
 
@@ -198,11 +276,9 @@ def encode(bert, ids, *, batch_size=64, dtype=np.float32, progress=None):
     hidden = np.zeros((*ids.shape, bert.width), dtype)
     step = tf.function(bert, input_signature=[tf.TensorSpec([None, None], tf.int32)])
     order = first[np.argsort(lengths[first], kind="stable")]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for rows in _batches(order, lengths, pieces):
         batch = ids[rows, : lengths[rows[-1]]]
-        real = (batch != bert.pad_id)[..., None]
-        hidden[rows, : batch.shape[1]] = step(batch).numpy() * real
+        hidden[rows, : batch.shape[1]] = step(batch)
         if progress is not None:
             progress(len(rows))
     repeated = np.flatnonzero(original != np.arange(len(ids)))
@@ -210,3 +286,14 @@ def encode(bert, ids, *, batch_size=64, dtype=np.float32, progress=None):
     if progress is not None and len(repeated):
         progress(len(repeated))
     return hidden
+
+
+def _batches(order, lengths, pieces):
+    """Parts of `order`, which goes by length, of at most so many pieces."""
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and lengths[order[stop]] * (stop + 1 - start) <= pieces:
+            stop += 1
+        yield order[start:stop]
+        start = stop

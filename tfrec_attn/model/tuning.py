@@ -125,7 +125,7 @@ class Adapter(Beside):
 
 
 class Prefix(Beside):
-    """p learned keys, or values, before those of the text: `[B, m, d]` to `[B, p + m, e]`.
+    """p learned keys, or values `[p, e]`, which `bert` puts before those of each text.
 
     References:
       - Li and Liang, 2021, arXiv:2101.00190; without their reparametrization, which is
@@ -137,9 +137,7 @@ class Prefix(Beside):
         self.prefix = self._new("prefix", (size, self.out), self._normal(0.02))
 
     def call(self, inputs):
-        y = self.dense(inputs)
-        first = tf.broadcast_to(self.prefix, (tf.shape(y)[0], *self.prefix.shape))
-        return tf.concat([tf.cast(first, y.dtype), y], 1)
+        return self.dense(inputs)
 
 
 # What a method puts beside which maps of a block.
@@ -196,7 +194,6 @@ def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
                 beside = kind(getattr(owner, attribute), size, start)
                 setattr(owner, attribute, beside)
                 chosen += beside._trainable_weights
-        bert.prefix = size if method == "prefix" else 0
     else:
         chosen = [v for block in _last(method, blocks) for v in block.variables]
     bert.choose(chosen)
