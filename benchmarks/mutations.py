@@ -86,9 +86,9 @@ MUTATIONS = [
     ),
     # mode="softmax".
     Mutation(
-        "τ_a left out", "keys = user.keys * _like(user.keys, focus)", "keys = user.keys"
+        "τ_a left out", "affinity = cosine * _like(cosine, focus)", "affinity = cosine"
     ),
-    Mutation("sign of τ_a", "_like(user.keys, focus)", "-_like(user.keys, focus)"),
+    Mutation("sign of τ_a", "_like(cosine, focus)", "-_like(cosine, focus)"),
     Mutation("β left out", FORTH, "drop(tf.nn.softmax(affinity))"),
     Mutation("sign of β", FORTH, "drop(tf.nn.softmax(affinity - user.bias[:, :, None]))"),
     Mutation(

@@ -1,8 +1,8 @@
 """How long a scoring takes, beside the bare product and PyLate's MaxSim in PyTorch.
 
-    python3.11 -m venv .venv-scorer
-    .venv-scorer/bin/pip install -r benchmarks/requirements-scorer.txt
-    python benchmarks/scorer.py --peer .venv-scorer/bin/python
+    python3.11 -m venv .venv-peers
+    .venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
+    python benchmarks/scorer.py --peer .venv-peers/bin/python
 
 One user of n = 64 tokens, 1,000 candidates of m = 16, d = 64, float32, on two cores. Each
 side is a process of its own with the same unit tokens; row by row they take turns, a few
@@ -87,8 +87,9 @@ def ours() -> Calls:
         return scoring.softmax_score(user, item, focus=10.0, scale=10.0)
 
     def timed(function, *args):
-        function = tf.function(function)
-        return lambda: function(*args)
+        # Captured, as Python spends 0.1 to 0.4 ms on sorting out arguments: a graph that
+        # calls the scorer, as a served one, has none of that.
+        return tf.function(lambda: function(*args))
 
     def kept(x):
         layer(x)
@@ -125,7 +126,12 @@ def theirs() -> Calls:
         sums = colbert_scores(item, user, item_mask.float(), user_mask.float())
         return (sums / item_mask.sum(-1, keepdim=True)).T
 
-    return dict(zip(THEIRS, calls, strict=True)) | {"limit": limit}
+    grown = {str(count): given(count) for count in GROWTH}
+    return (
+        dict(zip(THEIRS, calls, strict=True))
+        | {row: functools.partial(colbert_scores, x[0], x[1]) for row, x in grown.items()}
+        | {"limit": limit}
+    )
 
 
 def memory(chunk: int) -> Calls:
@@ -193,9 +199,15 @@ def start(python: str, side: str) -> Callable:
     return ask
 
 
-def in_turns(rows: dict[str, Callable], turns: int, calls: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each row, `[turns]`; a first turn warms up."""
-    spent = [{row: ask(row, calls) for row, ask in rows.items()} for _ in range(turns + 1)]
+def in_turns(rows: dict, turns: int, calls: int, name=str) -> dict:
+    """Milliseconds of each row, `[turns]`; a first turn warms up.
+
+    Args:
+      rows: What asks the side of each.
+      name: Gives a row's call.
+    """
+    turn = lambda: {row: ask(name(row), calls) for row, ask in rows.items()}
+    spent = [turn() for _ in range(turns + 1)]
     return {row: np.array([turn[row] for turn in spent[1:]]) for row in rows}
 
 
@@ -232,11 +244,17 @@ def main(argv=None) -> int:
         ("median [quartiles]", "ms", *(f"× {base}" for base in bases)),
         [(row, spread(spent[row]), *ratios(row)) for row in rows],
     )
-    grown = in_turns({str(count): us for count in GROWTH}, args.turns // 8, calls=5)
-    per_thousand = {row: times / int(row) * 1e3 for row, times in grown.items()}
+    sides = {"kept sides": us} | ({BEST_ITEM: them} if args.peer else {})
+    grown = in_turns(
+        {(side, count): ask for count in GROWTH for side, ask in sides.items()},
+        max(4, args.turns // 8),
+        calls=5,
+        name=lambda row: str(row[1]),
+    )
+    per_thousand = {row: times / row[1] * 1e3 for row, times in grown.items()}
     table(
-        ("candidates, kept sides", "ms", "ms a thousand"),
-        [(row, spread(grown[row]), spread(per_thousand[row])) for row in grown],
+        ("candidates", *(f"{side}, ms a thousand" for side in sides)),
+        [(str(n), *(spread(per_thousand[side, n]) for side in sides)) for n in GROWTH],
     )
     peaks = {chunk: start(sys.executable, f"memory-{chunk}")("peak") for chunk in CHUNKS}
     table(

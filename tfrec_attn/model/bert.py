@@ -1,6 +1,7 @@
 """A BERT checkpoint as a layer from token ids to hidden states, and its bulk use.
 
-The only module that imports transformers. Letters: B texts, m token ids a text, d width, T pieces of text without padding.
+The only module that imports transformers. Letters: B texts, m token ids a text, d width,
+T token ids of all texts, without padding.
 """
 
 import contextlib
@@ -151,7 +152,8 @@ def _attended(attention, x, packed, training):
         y = tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], heads, width])
         return tf.transpose(y, [0, 2, 1, 3])
 
-    query, key, value = (split(n) for n in (attention.query, attention.key, attention.value))
+    maps = attention.query, attention.key, attention.value
+    query, key, value = (split(layer) for layer in maps)
     before = tf.shape(key)[2] - tf.shape(query)[2]
     seen = tf.pad(packed.real, [[0, 0], [before, 0]], constant_values=True)
     logits = tf.matmul(query, key, transpose_b=True) * width**-0.5

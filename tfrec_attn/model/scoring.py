@@ -130,8 +130,8 @@ def softmax_score(
     flat = lambda x: tf.reshape(x, tf.concat([shape[:2], [-1], tf.shape(x)[4:]], 0))
     apart = lambda x: tf.reshape(x, tf.concat([tf.shape(x)[:2], shape[2:4], [-1]], 0))
     # [B, h, C·m, n]: one large product a user, whether candidates are shared or not.
-    keys = user.keys * _like(user.keys, focus)
-    affinity = tf.matmul(flat(item.keys), keys, transpose_b=True)
+    cosine = tf.matmul(flat(item.keys), user.keys, transpose_b=True)
+    affinity = cosine * _like(cosine, focus)
     attention = drop(tf.nn.softmax(affinity + user.bias[:, :, None]))
     # Q̃ is one product more; ⟨Q̃, w⟩ and ‖Q̃‖ without it, by Gram matrices, are two.
     seen = tf.matmul(attention, user.values)

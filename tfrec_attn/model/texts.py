@@ -60,13 +60,15 @@ def features(hidden: np.ndarray, tokens: Tokens) -> dict[str, np.ndarray]:
 
 def _mean(hidden: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
     """The mean hidden state of the pieces of each of `count` places, `[N, count, width]`
-    float32; `place` `[N, m]` is -1 for a piece of none."""
-    total = np.zeros((len(hidden), count, hidden.shape[2]), np.float32)
-    pieces = np.zeros((len(hidden), count, 1), np.float32)
-    at = np.nonzero(place >= 0)
-    np.add.at(total, (at[0], place[at]), hidden[at])
-    np.add.at(pieces, (at[0], place[at]), 1)
-    return total / np.maximum(pieces, 1)
+    float32; `place` `[N, m]` ascends, and is -1 for a piece of none."""
+    text, piece = np.nonzero(place >= 0)
+    word = place[text, piece]
+    starts = np.flatnonzero(np.diff(text * count + word, prepend=-1))
+    total = np.add.reduceat(hidden[text, piece], starts, dtype=np.float32)
+    pieces = np.diff(starts, append=len(word))
+    mean = np.zeros((len(hidden), count, hidden.shape[2]), np.float32)
+    mean[text[starts], word[starts]] = total / pieces[:, None]
+    return mean
 
 
 def states(bert, ids) -> np.ndarray:
