@@ -23,30 +23,23 @@ where they differ by more than 1e-5. Linux only.
 
 import argparse
 import functools
-import json
-import os
 import re
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import turns
 
 N, M, D = 64, 16, 64
 CANDIDATES = 1000
 GROWTH = (250, 1000, 4000, 16000)
 MANY, CHUNKS = 20_000, (0, 4000, 1000, 250)
-CORES = 2
 TOLERANCE = 1e-5
 BARE = "bare QKᵀ"
 BEST_ITEM, BEST_USER = "PyLate, best item token", "PyLate, best user token"
 OURS = (BARE, "kept sides", "plain tokens", "whole layer")
 THEIRS = ("bare QKᵀ in PyTorch", BEST_ITEM, BEST_USER)
-# PyTorch's threads, where they spin, take ten times as long while anything else runs.
-ENVIRONMENT = "OMP_WAIT_POLICY=PASSIVE", "CUDA_VISIBLE_DEVICES=-1", "TF_CPP_MIN_LOG_LEVEL=3"
-
 Calls = dict[str, Callable]  # without arguments, to an array of some library
 
 
@@ -61,14 +54,8 @@ def inputs(count: int, users: int = 1, real: float = 1.0) -> dict[str, np.ndarra
 
 
 def tensorflow():
-    """TensorFlow on our cores, and `inputs` as its tensors."""
-    from tfrec_attn.keras_binding import switch_on
-
-    switch_on()
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(CORES)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    """TensorFlow, and `inputs` as its tensors."""
+    tf = turns.tensorflow()
     return tf, lambda *args: tf.nest.map_structure(tf.constant, inputs(*args))
 
 
@@ -106,10 +93,9 @@ def ours() -> Calls:
 
 
 def theirs() -> Calls:
-    import torch
+    torch = turns.torch()
     from pylate.scores import colbert_scores
 
-    torch.set_num_threads(CORES)
     torch.inference_mode().__enter__()
     given = lambda *args: [torch.tensor(x) for x in inputs(*args).values()]
     user, item, *_ = given(CANDIDATES)
@@ -162,66 +148,6 @@ SIDES = {"ours": ours, "theirs": theirs}
 SIDES |= {f"memory-{chunk}": functools.partial(memory, chunk) for chunk in CHUNKS}
 
 
-def answer(side: str) -> None:
-    """A side's process: a line names a call and how often it is timed, 0 for its value."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    calls = SIDES[side]()
-    for line in sys.stdin:
-        name, count = json.loads(line)
-        call = calls[name]
-        found = milliseconds(call, count) if count else np.asarray(call()).tolist()
-        print(json.dumps(found), flush=True)
-
-
-def milliseconds(call: Callable, count: int) -> float:
-    """The median of a few calls, after two that find their caches cold."""
-    times = []
-    for _ in range(count + 2):
-        start = time.perf_counter()
-        call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times[2:]))
-
-
-def start(python: str, side: str) -> Callable:
-    """Starts a side's process; gives what asks it."""
-    command = ["env", *ENVIRONMENT, python, __file__, "--side", side]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes)
-
-    def ask(name: str, count: int = 0):
-        print(json.dumps((name, count)), file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{side} failed under {python}, see above.")
-        return json.loads(line)
-
-    return ask
-
-
-def in_turns(rows: dict, turns: int, calls: int, name=str) -> dict:
-    """Milliseconds of each row, `[turns]`; a first turn warms up.
-
-    Args:
-      rows: What asks the side of each.
-      name: Gives a row's call.
-    """
-    turn = lambda: {row: ask(name(row), calls) for row, ask in rows.items()}
-    spent = [turn() for _ in range(turns + 1)]
-    return {row: np.array([turn[row] for turn in spent[1:]]) for row in rows}
-
-
-def spread(values: np.ndarray) -> str:
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def table(head: tuple, rows: list[tuple]) -> None:
-    for row in (head, ["---"] + ["---:"] * (len(head) - 1), *rows):
-        print("|", " | ".join(row), "|")
-    print()
-
-
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer", help="Python of the environment with PyLate")
@@ -229,41 +155,42 @@ def main(argv=None) -> int:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.side:
-        answer(args.side)
+        turns.answer(SIDES[args.side])
         return 0
 
-    us = start(sys.executable, "ours")
-    rows = dict.fromkeys(OURS, us)
+    asked = {"ours": turns.start(sys.executable, "--side", "ours")}
     if args.peer:
-        them = start(args.peer, "theirs")
-        rows |= dict.fromkeys(THEIRS, them)
-    spent = in_turns(rows, args.turns, calls=5)
-    bases = [row for row in (BARE, BEST_ITEM, BEST_USER) if row in rows]
-    ratios = lambda row: (spread(spent[row] / spent[base]) for base in bases)
-    table(
+        asked["theirs"] = turns.start(args.peer, "--side", "theirs")
+    time = lambda side, call: functools.partial(asked[side], "time", call)
+    calls = [("ours", call) for call in OURS]
+    calls += [("theirs", call) for call in THEIRS if args.peer]
+    spent = turns.in_turns({call: time(side, call) for side, call in calls}, args.turns)
+    bases = [row for row in (BARE, BEST_ITEM, BEST_USER) if row in spent]
+    ratios = lambda row: (turns.spread(spent[row] / spent[base]) for base in bases)
+    turns.table(
         ("median [quartiles]", "ms", *(f"× {base}" for base in bases)),
-        [(row, spread(spent[row]), *ratios(row)) for row in rows],
+        [(row, turns.spread(spent[row]), *ratios(row)) for row in spent],
     )
-    sides = {"kept sides": us} | ({BEST_ITEM: them} if args.peer else {})
-    grown = in_turns(
-        {(side, count): ask for count in GROWTH for side, ask in sides.items()},
+    sizes = [(count, side) for count in GROWTH for side in asked]
+    spent = turns.in_turns(
+        {(count, side): time(side, str(count)) for count, side in sizes},
         max(4, args.turns // 8),
-        calls=5,
-        name=lambda row: str(row[1]),
     )
-    per_thousand = {row: times / row[1] * 1e3 for row, times in grown.items()}
-    table(
-        ("candidates", *(f"{side}, ms a thousand" for side in sides)),
-        [(str(n), *(spread(per_thousand[side, n]) for side in sides)) for n in GROWTH],
+    names = {"ours": "kept sides", "theirs": BEST_ITEM}
+    each = lambda count: [turns.spread(spent[count, s] / count * 1e3) for s in asked]
+    turns.table(
+        ("candidates", *(f"{names[side]}, ms a thousand" for side in asked)),
+        [(str(count), *each(count)) for count in GROWTH],
     )
-    peaks = {chunk: start(sys.executable, f"memory-{chunk}")("peak") for chunk in CHUNKS}
-    table(
+    peak = lambda chunk: turns.start(sys.executable, "--side", f"memory-{chunk}")("peak")
+    peaks = {chunk: peak(chunk) for chunk in CHUNKS}
+    turns.table(
         ("chunk", f"peak memory of {MANY:,} candidates, MB"),
         [(str(chunk or "all"), f"{peak:.0f}") for chunk, peak in peaks.items()],
     )
     if not args.peer:
         return 0
-    apart = np.abs(np.subtract(us("limit"), them("limit"))).max()
+    apart = np.abs(np.subtract(*(ask("limit") for ask in asked.values()))).max()
     print(f"High focus and PyLate's MaxSim differ by {apart:.1e} at most.")
     return 0 if apart <= TOLERANCE else 1
 
