@@ -26,7 +26,7 @@ def tensorflow():
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(CORES)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(CORES)
     return tf
 
 
@@ -46,7 +46,7 @@ def answer(side: Callable[[], dict[str, Callable]]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     calls = side()
-    calls["time"] = lambda name: milliseconds(calls[name])
+    calls["time"] = lambda name, *counts: milliseconds(calls[name], *counts)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         found = np.asarray(calls[name](*arguments)).tolist()

@@ -32,6 +32,25 @@ def test_a_variable_moves_by_its_share_of_the_rate(share):
     assert float(adam.learning_rate) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_step_is_that_of_keras(sparse):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(5, 3)).astype(np.float32)
+    schedule = tf_keras.optimizers.schedules.PolynomialDecay(0.1, 7)
+    options = {"weight_decay": 0.02, "global_clipnorm": 2.0}
+    kinds = optimizers.AdamW, tf_keras.optimizers.AdamW
+    made = [(kind(schedule, **options), tf.Variable(start)) for kind in kinds]
+    for _ in range(7):
+        values, rows = tf.constant(rng.normal(size=(2, 3)), tf.float32), tf.constant([3, 1])
+        gradient = tf.IndexedSlices(values, rows, tf.constant([5, 3]))
+        if not sparse:
+            gradient = tf.convert_to_tensor(gradient)
+        for adam, variable in made:
+            adam.apply_gradients([(gradient, variable)])
+    np.testing.assert_allclose(made[0][1], made[1][1], rtol=1e-5, atol=1e-6)
+    assert np.abs(made[0][1] - start).max() > 0.1
+
+
 def test_what_a_weight_is_felt_is_smoothed_and_times_its_uncertainty():
     weight, other = tf.Variable([2.0, -1.0, 0.5]), tf.Variable([1.0])
     adam = optimizers.AdamW(0.05, felt=[weight], weight_decay=0.0)

@@ -156,6 +156,21 @@ def test_a_prefix_is_attended_to_by_all_heads_of_all_blocks(folder):
     np.testing.assert_allclose(hidden(bert), np.concatenate(want), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_encoding_sees_what_was_put_beside_and_merged(folder, method):
+    """It keeps a graph, which must not be that of the plain BERT."""
+    bert = bert_lib.load(folder)
+    bert_lib.encode(bert, IDS)
+    tuning.tune(bert, method, size=SIZE)
+    for weight in bert.trainable_weights:
+        weight.assign_add(tf.ones(weight.shape))
+    before = hidden(bert)
+    np.testing.assert_allclose(bert_lib.encode(bert, IDS)[REAL], before, atol=1e-5)
+    if method == "lora":
+        tuning.merge(bert)
+        np.testing.assert_allclose(bert_lib.encode(bert, IDS)[REAL], before, atol=1e-4)
+
+
 def test_directions_that_are_not_orthogonal_cost(folder):
     bert = tuned(folder, "adalora")
     for _ in range(3):  # however often it was called

@@ -5,6 +5,7 @@ T token ids of all texts, without padding.
 """
 
 import contextlib
+import functools
 import logging
 import pathlib
 import re
@@ -63,8 +64,9 @@ class Bert(tf_keras.layers.Layer):
         self._chosen = None
 
     def choose(self, variables):
-        """Only these are trained from now on."""
+        """Only these are trained from now on; said again where a map was replaced."""
         self._chosen = {id(variable) for variable in variables}
+        self.__dict__.pop("traced", None)
         self.trainable = self.model.trainable = bool(self._chosen)
 
     @property
@@ -79,6 +81,13 @@ class Bert(tf_keras.layers.Layer):
         chosen = {id(weight) for weight in self.trainable_weights}
         weights = super().trainable_weights + super().non_trainable_weights
         return [weight for weight in weights if id(weight) not in chosen]
+
+    @functools.cached_property
+    def traced(self):
+        """The layer as a graph, which takes half a second to make. In a lambda, as what a
+        layer holds as a graph is saved with it."""
+        graph = tf.function(self, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+        return lambda ids: graph(ids)
 
     def call(self, ids, training=False):
         if ids.shape[1] is not None:
@@ -276,11 +285,10 @@ def encode(bert, ids, *, pieces=4096, dtype=np.float32, progress=None):
     lengths = (ids != bert.pad_id).sum(axis=1)
     _check_length(lengths.max(initial=0), bert.max_length)
     hidden = np.zeros((*ids.shape, bert.width), dtype)
-    step = tf.function(bert, input_signature=[tf.TensorSpec([None, None], tf.int32)])
     order = first[np.argsort(lengths[first], kind="stable")]
     for rows in _batches(order, lengths, pieces):
         batch = ids[rows, : lengths[rows[-1]]]
-        hidden[rows, : batch.shape[1]] = step(batch)
+        hidden[rows, : batch.shape[1]] = bert.traced(batch)
         if progress is not None:
             progress(len(rows))
     repeated = np.flatnonzero(original != np.arange(len(ids)))
