@@ -18,7 +18,7 @@ PUBLIC = [
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
-    ["", "installed", "keras_binding", "labels"],
+    ["", "arrays", "installed", "keras_binding", "labels"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],
     ["config"],

@@ -12,17 +12,26 @@ import numpy as np
 CHECKED = 64
 
 
-def run(run_folder: Path, base: Path, *, version: int | None = None) -> Path:
+def run(
+    run_folder: Path, base: Path, *, version: int | None = None, items: Path | None = None
+) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
 
+    Args:
+      run_folder: That `train` wrote.
+      base: The model's folder.
+      version: The next free one by default.
+      items: A table of items that the run has not seen, to be recommended too.
+
     Raises:
-      ValueError: When the run is not finished, the version exists, or the answers differ.
+      ValueError: When the run is not finished, the version exists, there is something
+        wrong with `items`, or the answers differ.
     """
     from tfrec_attn import runs
     from tfrec_attn.serve import export, parity
 
     version = export.free_version(base, version)
-    model, prepared = runs.load(run_folder)
+    model, prepared = runs.load(run_folder, items)
     rows = np.unique(np.linspace(0, len(prepared.users) - 1, CHECKED).astype(int))
     want = parity.trained(model, prepared, rows=rows)
     graph = served(model, prepared)
@@ -91,12 +100,13 @@ def main(argv=None) -> int:
     add("--run", type=Path, required=True, help="folder that tfrec_attn.train wrote")
     add("--to", type=Path, required=True, help="model folder, e.g. saved_models/movielens")
     add("--version", type=int, help="the next free one by default")
+    add("--items", type=Path, help="table of new items, to be recommended by what they are")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # TensorFlow renames inner inputs that nobody sees, and says so at length.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        path = run(args.run, args.to, version=args.version)
+        path = run(args.run, args.to, version=args.version, items=args.items)
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.export: {error}", file=sys.stderr)
         return 2

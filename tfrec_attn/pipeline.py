@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_attn import backbones
+from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
 from tfrec_attn.labels import LABELS
@@ -33,7 +34,8 @@ class Prepared:
       item_features, user_features: Arrays by row, texts encoded; see
         `towers.FeatureTokens`.
       texts: Of the items, None where there are none.
-      frequency: `[I]` share of each item among the training targets.
+      frequency: Share of each item among the training targets; of the first items, where
+        `with_items` has added others.
     """
 
     config: Config
@@ -247,6 +249,50 @@ def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
         np.savez(partial, ids=ids, hidden=hidden, weights=weights)
         partial.replace(cache)
     return hidden
+
+
+def with_items(prepared: Prepared, path: Path) -> Prepared:
+    """The same with the items of a table that the run has not seen: they have no id token
+    and no event, and are what their text and columns say. Items it knows stay as they were.
+
+    Args:
+      prepared: Of a trained run.
+      path: An items table with the columns of the run's own.
+
+    Raises:
+      ValueError: When the table is not as it must be, or all its items are known.
+    """
+    config, items = prepared.config, prepared.items
+    table = tables.read_items(path, prepared.tables.schema, config.data.bad_rows)
+    new = table.filter(~table["id"].is_in(items.ids.tolist()))
+    if new.is_empty():
+        raise ValueError(
+            f"{path}: the model knows all {len(table)} items already, and keeps what they "
+            "were in training. Name new items, or train anew to change these."
+        )
+    known = len(table) - len(new)
+    logger.info("%s: %d new items; %d known ones stay as they were", path, len(new), known)
+    more = catalog.make(new, prepared.tables.schema.items.columns or {}, items.columns)
+    features, tokens = _features(config, more, None)
+    nothing = {
+        name: np.zeros((len(new), *value.shape[1:]), value.dtype)
+        for name, value in prepared.item_features.items()
+    }
+    # What none of the new items has is missing; what no known item has is not read.
+    features = nothing | {name: features[name] for name in features if name in nothing}
+    join = lambda one, other: {name: stacked(one[name], other[name]) for name in one}
+    catalogs = (items.features, more.features)
+    return dataclasses.replace(
+        prepared,
+        items=catalog.Catalog(
+            ids=np.append(items.ids, more.ids),
+            texts=np.append(items.texts, more.texts),
+            columns=items.columns,
+            features=join(*catalogs),
+        ),
+        item_features=join(prepared.item_features, features),
+        texts=prepared.texts and prepared.texts.followed_by(tokens, len(new)),
+    )
 
 
 def build(prepared: Prepared) -> recommender.Recommender:

@@ -153,18 +153,23 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
     )
 
 
-def load(run: Path):
-    """The trained model and its data; see `untrained` for what is raised."""
-    model, prepared = untrained(run)
+def load(run: Path, items: Path | None = None):
+    """The trained model and its data; see `untrained`."""
+    model, prepared = untrained(run, items)
     restore(model, run)
     return model, prepared
 
 
-def untrained(run: Path):
+def untrained(run: Path, items: Path | None = None):
     """The model of a run as its seed makes it, without the trained weights, and the data.
 
+    Args:
+      run: Its folder.
+      items: A table of further items; see `pipeline.with_items`.
+
     Raises:
-      ValueError: When the folder is not that of a training, or its tables have changed.
+      ValueError: When the folder is not that of a training, its tables have changed, or
+        there is something wrong with `items`.
     """
     if not (run / "checkpoints" / "best.index").exists():
         raise ValueError(
@@ -175,6 +180,8 @@ def untrained(run: Path):
     learned = catalog.from_json(columns["items"]), catalog.from_json(columns["users"])
     prepared = pipeline.prepare(config, run, learned)
     _require_same_tables(run, prepared)
+    if items is not None:
+        prepared = pipeline.with_items(prepared, items)
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()

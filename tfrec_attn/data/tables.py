@@ -108,6 +108,25 @@ def read_tables(
     )
 
 
+def read_items(
+    path: str | Path, schema: Schema, bad_rows: BadRows = "stop"
+) -> pl.DataFrame:
+    """Reads and checks an items table alone, by the resolved schema of an earlier one.
+
+    Args:
+      path, bad_rows: See `read_tables`, also for what is raised.
+      schema: As `Tables` has it.
+    """
+    raw = readers.read(path, schema.items.file)
+    _require_rows([raw])
+    found = read_entities(raw, schema.items, "items")
+    _settle(found.rejects, bad_rows, None)
+    if found.frame.is_empty():
+        left = rejects.message(found.rejects, None)
+        raise ValueError(f"{raw.name}: no row is left. {left}")
+    return found.frame
+
+
 def _require_rows(tables: Iterable[RawTable]) -> None:
     for raw in tables:
         if raw.frame.is_empty() and raw.rejects.is_empty():

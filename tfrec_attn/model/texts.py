@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from tfrec_attn.arrays import stacked
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model.tokenizer import WordPiece
 from tfrec_attn.model.towers import masked_mean
@@ -30,6 +31,18 @@ class Tokens(NamedTuple):
     words: np.ndarray
     pad_id: int
     truncated: float
+
+    def followed_by(self, other: "Tokens | None", count: int) -> "Tokens":
+        """These and those of `count` further texts; None where all of them are empty."""
+        if other is None:
+            empty = lambda dtype: np.zeros((count, 0), dtype)
+            parts = empty(np.int32), empty(np.int64), empty(str)
+            other = Tokens(*parts, self.pad_id, 0.0)
+        return self._replace(
+            ids=stacked(self.ids, other.ids, self.pad_id),
+            place=stacked(self.place, other.place, -1),
+            words=stacked(self.words, other.words, ""),
+        )
 
 
 def tokenize(folder: Path, texts, max_length: int) -> Tokens:
