@@ -9,8 +9,15 @@ from pathlib import Path
 from tfrec_attn import assets, downloads
 from tfrec_attn.origins import HUB_NAME, MINILM
 
-# The weights that TFBertModel reads without torch, the first that is there.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
+# What google-research/bert released: weights by their names in TensorFlow 1.
+GOOGLE, GOOGLE_CONFIG = "bert_model.ckpt", "bert_config.json"
+# The weights that are read without torch, the first that is there.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tf_model.h5",
+    f"{GOOGLE}.index",
+)
 TOKENIZER = (
     "vocab.txt",
     "tokenizer_config.json",
@@ -21,6 +28,7 @@ TOKENIZER = (
 
 def backbone(name_or_path: str | Path) -> Path:
     """Returns the folder of a BERT: config.json, vocab.txt, weights that TensorFlow reads.
+    What Google released will do: bert_config.json, vocab.txt, bert_model.ckpt.*.
 
     Args:
       name_or_path: A folder on disk; else `all-MiniLM-L6-v2`; else a name on the Hugging
@@ -83,7 +91,8 @@ def check(place: Path) -> None:
 
 def check_weights(place: Path) -> None:
     """`check` without the vocabulary: config.json, and weights beside it."""
-    _check_config(place / "config.json")
+    if not is_google(place):
+        _check_config(place / "config.json")
     if not any((place / name).is_file() for name in _WEIGHTS):
         raise ValueError(
             f"{place}: no weights that TensorFlow can read: {' or '.join(_WEIGHTS)} is "
@@ -93,11 +102,18 @@ def check_weights(place: Path) -> None:
         )
 
 
+def is_google(place: Path) -> bool:
+    """Whether a folder is a checkpoint as Google released it."""
+    names = "config.json", GOOGLE_CONFIG
+    return [(place / name).is_file() for name in names] == [False, True]
+
+
 def fingerprint(place: Path) -> str:
     """SHA-256 over the names and contents of a BERT's config.json and weights."""
     total = hashlib.sha256()
     for path in sorted(place.iterdir()):
-        if path.name in ("config.json", *_WEIGHTS) or path.suffix == ".safetensors":
+        weights = path.suffix == ".safetensors" or path.name.startswith(f"{GOOGLE}.data-")
+        if weights or path.name in ("config.json", GOOGLE_CONFIG, *_WEIGHTS):
             total.update(f"{path.name} {assets.checksum(path)}\n".encode())
     return total.hexdigest()
 

@@ -3,12 +3,14 @@
 import json
 import logging
 import math
+import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import tensorflow as tf
 
+from tfrec_attn import backbones
 from tfrec_attn.model import bert as bert_lib
 
 CONFIG = {
@@ -142,6 +144,67 @@ def test_reads_its_own_formats(folder, tmp_path):
         np.testing.assert_array_equal(bert_lib.load(saved)(IDS), bert(IDS))
 
 
+def google_folder(path, **changed):
+    """What google-research/bert wrote: names of TensorFlow 1, with heads and slots."""
+    renamed = {}
+    for name, value in random_weights().items():
+        name = re.sub(r"layer\.(\d+)", r"layer_\1", name).replace(".", "/")
+        name = name.replace("LayerNorm/weight", "LayerNorm/gamma")
+        name = name.replace("LayerNorm/bias", "LayerNorm/beta")
+        name = name.replace("_embeddings/weight", "_embeddings")
+        if name.endswith("/weight"):
+            name, value = name.removesuffix("weight") + "kernel", value.T
+        renamed[f"bert/{name}"] = value
+    for name in ("bert/pooler/dense/kernel", "cls/predictions/output_bias", "global_step"):
+        renamed[name] = np.zeros(3, np.float32)
+    renamed["bert/embeddings/word_embeddings/adam_m"] = np.zeros(3, np.float32)
+    renamed |= changed
+    path.mkdir()
+    names = [name for name, value in renamed.items() if value is not None]
+    tf.raw_ops.SaveV2(
+        prefix=str(path / "bert_model.ckpt"),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[renamed[name] for name in names],
+    )
+    google = {name: value for name, value in CONFIG.items() if name != "model_type"}
+    (path / "bert_config.json").write_text(json.dumps(google))
+    (path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
+    return path
+
+
+def test_reads_what_google_released(folder, tmp_path, caplog):
+    place = google_folder(tmp_path / "google")
+    assert backbones.backbone(place) == place
+    np.testing.assert_array_equal(bert_lib.load(place)(IDS), bert_lib.load(folder)(IDS))
+    assert caplog.text == ""
+    bert_lib.save(bert_lib.load(place), tmp_path / "kept", like=place)
+    np.testing.assert_array_equal(
+        bert_lib.load(tmp_path / "kept")(IDS), bert_lib.load(folder)(IDS)
+    )
+    before = backbones.fingerprint(place)
+    moved = {"bert/embeddings/LayerNorm/beta": np.ones(6, np.float32)}
+    other = backbones.fingerprint(google_folder(tmp_path / "other", **moved))
+    assert len({before, other, backbones.fingerprint(folder)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bert/embeddings/word_embeddings", None, "1 are missing, as bert/embeddings/word"),
+        (
+            "bert/encoder/layer_1/output/dense/bias",
+            np.zeros(5, np.float32),
+            r"layer_1/output/dense/bias must have the shape \(6,\) .*got \(5,\)",
+        ),
+    ],
+)
+def test_a_checkpoint_of_google_is_checked_as_any(tmp_path, name, value, message):
+    place = google_folder(tmp_path / "google", **{name: value})
+    with pytest.raises(ValueError, match=message):
+        bert_lib.load(place)
+
+
 def test_says_nothing_of_a_head_and_something_of_the_rest(tmp_path, capfd, caplog):
     weights = {f"bert.{name}": value for name, value in random_weights().items()}
     weights["bert.pooler.dense.weight"] = np.ones((6, 6), np.float32)
@@ -181,7 +244,8 @@ def test_folders_that_hold_no_bert_are_named(tmp_path):
         bert_lib.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"tf_model.h5 is needed, got .*pytorch_model.bin"):
+    needed = r"bert_model.ckpt.index is needed, got .*pytorch_model.bin"
+    with pytest.raises(ValueError, match=needed):
         bert_lib.load(tmp_path)
 
 

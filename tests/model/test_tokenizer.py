@@ -215,3 +215,21 @@ def test_words_are_pieces_joined_without_frame_and_punctuation(tmp_path, text, w
         assert "".join(piece.removeprefix("##") for piece in found) == word
     assert (place[ids == tokenizer.pad_id] == -1).all()
     assert place[1].tolist() == [-1, 0, 1, 2, 3] + [-1] * 6
+
+
+@pytest.mark.parametrize(
+    ("pieces", "settings", "warned"),
+    [
+        (["word", "[unused1]"], None, False),
+        (["word", "Word"], None, True),
+        (["word", "Word"], {"do_lower_case": False}, False),
+        (["word", "Word"], {"do_lower_case": True}, False),
+    ],
+)
+def test_capitals_that_are_never_used_are_told(tmp_path, caplog, pieces, settings, warned):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *pieces]) + "\n")
+    if settings is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    WordPiece(tmp_path)
+    assert ("1 pieces of vocab.txt with capitals, as 'Word'" in caplog.text) == warned

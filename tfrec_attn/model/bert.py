@@ -36,7 +36,9 @@ _KNOWN_MESSAGES = (
     "All model checkpoint layers were used",
     "All the layers of TFBertModel were initialized",
 )
-_UNUSED_HEADS = re.compile(r"pooler|position_ids|^cls\.|/cls/|nsp___cls|mlm___cls")
+_UNUSED_HEADS = re.compile(
+    r"pooler|position_ids|^cls[./]|/cls/|nsp___cls|mlm___cls|^global_step$|/adam_[mv]$"
+)
 
 
 class Bert(tf_keras.layers.Layer):
@@ -189,7 +191,8 @@ def _check_length(length, limit):
 
 
 def load(folder, *, trainable=False):
-    """Reads a BERT folder: `config.json` with `model.safetensors` or `tf_model.h5`.
+    """Reads a BERT folder: `config.json` with `model.safetensors` or `tf_model.h5`, or a
+    checkpoint as Google released it, `bert_config.json` with `bert_model.ckpt`.
 
     Safetensors written by PyTorch are read without torch. Every weight must come from the
     file: what is missing or of another shape is a ValueError, never a random start.
@@ -204,17 +207,54 @@ def load(folder, *, trainable=False):
     """
     folder = pathlib.Path(folder)
     backbones.check_weights(folder)
+    read = _read_google if backbones.is_google(folder) else _read_saved
     with _without_known_messages():
-        model, info = transformers.TFBertModel.from_pretrained(
-            str(folder),
-            add_pooling_layer=False,
-            local_files_only=True,
-            # Its own check fails while raising; `_check_weights` does it.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        model, info = read(folder)
     _check_weights(folder, info)
     return Bert(model, trainable=trainable)
+
+
+def _read_saved(folder):
+    return transformers.TFBertModel.from_pretrained(
+        str(folder),
+        add_pooling_layer=False,
+        local_files_only=True,
+        # Its own check fails while raising; `_check_weights` does it.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+
+
+def _read_google(folder):
+    """The same by the names that weights had in TensorFlow 1."""
+    config = transformers.BertConfig.from_json_file(folder / backbones.GOOGLE_CONFIG)
+    model = transformers.TFBertModel(config, add_pooling_layer=False)
+    model.build_in_name_scope()
+    reader = tf.train.load_checkpoint(str(folder / backbones.GOOGLE))
+    shapes = reader.get_variable_to_shape_map()
+    # `…/bert/encoder/layer_._0/…/kernel:0`, `…/bert/embeddings/word_embeddings/weight:0`.
+    named = {
+        re.sub(
+            r"(_embeddings)/\w+$",
+            r"\1",
+            "bert/" + variable.name.partition("/bert/")[2].replace("_._", "_")[:-2],
+        ): variable
+        for variable in model.variables
+    }
+    other = [
+        (name, shapes[name], variable.shape)
+        for name, variable in named.items()
+        if name in shapes and shapes[name] != variable.shape
+    ]
+    info = {
+        "missing_keys": sorted(named.keys() - shapes),
+        "mismatched_keys": other,
+        "unexpected_keys": sorted(shapes.keys() - named),
+    }
+    if not info["missing_keys"] and not other:
+        for name, variable in named.items():
+            variable.assign(reader.get_tensor(name))
+    return model, info
 
 
 def save(bert, folder, *, like):
@@ -233,12 +273,12 @@ def _check_weights(folder, info):
         raise ValueError(
             f"{folder}: every weight of the BERT must be in the file: "
             f"{len(missing)} are missing, as {missing[0]}. "
-            "Check that config.json belongs to the weights."
+            "Check that the config belongs to the weights."
         )
     if info["mismatched_keys"]:
         name, found, needed = info["mismatched_keys"][0]
         raise ValueError(
-            f"{folder}: {name} must have the shape {tuple(needed)} by config.json: "
+            f"{folder}: {name} must have the shape {tuple(needed)} by the config: "
             f"got {tuple(found)}. Check that config.json belongs to the weights."
         )
     leftover = [key for key in info["unexpected_keys"] if not _UNUSED_HEADS.search(key)]

@@ -4,11 +4,14 @@ Letters: B or N texts, m token ids a text, W words.
 """
 
 import json
+import logging
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
+
+logger = logging.getLogger(__name__)
 
 # BERT's limit is 100 characters a word and the op counts bytes: 100 characters of UTF-8
 # never take more.
@@ -49,6 +52,8 @@ class WordPiece(tf.Module):
         self._cls_id = vocabulary.index(special["cls_token"])
         self._sep_id = vocabulary.index(special["sep_token"])
         self._lower = settings.get("do_lower_case", True)
+        if "do_lower_case" not in settings:
+            _warn_of_capitals(folder, vocabulary)
         # Null means: as the case is treated.
         strip = settings.get("strip_accents")
         self._strip_accents = self._lower if strip is None else strip
@@ -169,6 +174,21 @@ def _read_vocabulary(folder):
     # Not splitlines(): the vocabulary holds characters that it takes for line ends.
     pieces = path.read_text("utf-8").split("\n")
     return pieces[:-1] if pieces[-1] == "" else pieces
+
+
+def _warn_of_capitals(folder, vocabulary):
+    """Nothing else in a folder without settings says that a checkpoint is cased."""
+    pieces = [piece for piece in vocabulary if not piece.startswith("[")]
+    capital = [piece for piece in pieces if piece != piece.lower()]
+    if capital:
+        logger.warning(
+            "%s: texts are lower-cased, and %d pieces of vocab.txt with capitals, as %r, "
+            "are never used. If the checkpoint is cased, say so in tokenizer_config.json: "
+            '{"do_lower_case": false}.',
+            folder,
+            len(capital),
+            capital[0],
+        )
 
 
 def _special_tokens(folder, settings, vocabulary):
