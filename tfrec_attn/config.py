@@ -113,7 +113,8 @@ class Text(_Section):
     """The text backbone.
 
     Attributes:
-      backbone: A known name, a BERT folder (of `save_pretrained`, or of Google), or a hub name. Empty: no text at all.
+      backbone: A known name, a BERT folder (of `save_pretrained`, or of Google), or a hub
+        name. Empty: no text at all.
       max_length: Tokens of an item's or user's text, [CLS] and [SEP] included.
     """
 
