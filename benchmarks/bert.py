@@ -10,7 +10,7 @@ two cores and take turns; ratios are taken within a turn. Without `--peer` its r
 missing.
 
 - `encode`: all texts, from strings to the mean of their pieces. Ours also makes the mean of
-  each word, and its graph anew at each call; the peer's batches have so many texts.
+  each word; the peer's batches have so many texts.
 - `train`: 20 steps of 32 pairs of texts, in-batch softmax over cosines times 20, dropout, a
   norm of the gradients of at most 1, AdamW: of all weights, and of LoRA of rank 8 on
   queries and values. The peer's trainer draws the same pairs in another order.

@@ -16,6 +16,7 @@ import argparse
 import sys
 import time
 
+import numpy as np
 import turns
 
 STEPS = {"tfrec_attn": 60, "TFRS": 15}
@@ -93,8 +94,9 @@ def tutorial(prepared, folder):
             return self.task(self.user(user), self.item(mean))
 
     events = prepared.training().targets
-    data = tf.data.Dataset.from_tensor_slices((events.user, events.item))
-    data = data.shuffle(len(events), seed=0).repeat().batch(BATCH)
+    order = np.random.default_rng(0).permutation(len(events))
+    pairs = events.user[order], events.item[order]
+    data = tf.data.Dataset.from_tensor_slices(pairs).repeat().batch(BATCH)
     ids = tf.constant(texts.ids, tf.int32)
     data = data.map(lambda user, item: (user, tf.gather(ids, item))).prefetch(2)
     model = Tutorial()

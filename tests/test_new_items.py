@@ -53,6 +53,15 @@ def test_new_items_come_behind_those_that_are_known(opened):
         assert not old[..., values.shape[-1] :].any() or values.ndim == 1
 
 
+def test_values_that_training_did_not_know_are_told(opened, tmp_path, caplog):
+    path = tmp_path / "new.csv"
+    path.write_text("item_id,title,kinds,price\nn5,red,zoo|a|ant,1\nn6,red,,2\n")
+    more = pipeline.with_items(opened[1], path)
+    want = f"{path}: column 'kinds' has 2 value(s) that training did not know, as 'ant'"
+    assert [r.getMessage() for r in caplog.records] == [f"{want}: read as missing"]
+    assert np.count_nonzero(more.item_features["kinds"][-2:]) == 1
+
+
 def real(matrices, row):
     """What an item is, without padding."""
     *vectors, tokens, mask = (np.asarray(matrix[row]) for matrix in matrices)

@@ -272,6 +272,15 @@ def with_items(prepared: Prepared, path: Path) -> Prepared:
         )
     known = len(table) - len(new)
     logger.info("%s: %d new items; %d known ones stay as they were", path, len(new), known)
+    for name, values in catalog.unknown(new, items.columns).items():
+        logger.warning(
+            "%s: column %r has %d value(s) that training did not know, as %r: "
+            "read as missing",
+            path,
+            name,
+            len(values),
+            values[0],
+        )
     more = catalog.make(new, prepared.tables.schema.items.columns or {}, items.columns)
     features, tokens = _features(config, more, None)
     nothing = {

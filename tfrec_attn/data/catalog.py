@@ -88,6 +88,19 @@ def make(
     )
 
 
+def unknown(table: pl.DataFrame, columns: Mapping[str, Column]) -> dict[str, list[str]]:
+    """The values of a checked table that the learned vocabularies lack, sorted, by column;
+    `make` reads them as missing."""
+    found = {}
+    for name, column in columns.items():
+        if column.kind in ("category", "categories"):
+            values = table[name]
+            if column.kind == "categories":
+                values = values.explode(empty_as_null=True)
+            found[name] = sorted({v for v in values if v} - set(column.vocabulary))
+    return {name: values for name, values in found.items() if values}
+
+
 def to_json(columns: Mapping[str, Column]) -> dict[str, Any]:
     """Plain values that `from_json` reads back equal."""
     return {name: dataclasses.asdict(column) for name, column in columns.items()}

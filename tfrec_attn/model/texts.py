@@ -38,7 +38,9 @@ class Tokens(NamedTuple):
             empty = lambda dtype: np.zeros((count, 0), dtype)
             parts = empty(np.int32), empty(np.int64), empty(str)
             other = Tokens(*parts, self.pad_id, 0.0)
+        cut = self.truncated * len(self.ids) + other.truncated * count
         return self._replace(
+            truncated=cut / (len(self.ids) + count),
             ids=stacked(self.ids, other.ids, self.pad_id),
             place=stacked(self.place, other.place, -1),
             words=stacked(self.words, other.words, ""),
