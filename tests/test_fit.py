@@ -227,3 +227,32 @@ def test_an_unknown_metric_is_named_with_those_there_are(tmp_path):
 def test_a_strategy_takes_one_device_or_all(name, replicas):
     assert fit.strategy(name).num_replicas_in_sync == replicas
     assert isinstance(fit.strategy(name), tf.distribute.MirroredStrategy) == (replicas > 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "tuned", "named", "other"),
+    [
+        ("retrieval", False, "lower train.batch_size, ", "loss.ranked_targets"),
+        ("ranking", False, "lower loss.ranked_targets, ", "train.batch_size"),
+        ("both", False, "of the training does not fit into memory: lower train.ba", "live"),
+        ("retrieval", True, "lower bert.live, ", "loss.ranked_targets"),
+    ],
+)
+def test_what_to_lower_where_memory_is_short(stage, tuned, named, other):
+    found = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nand more")
+    with pytest.raises(MemoryError) as told, fit.advice_of_memory(stage, tuned=tuned):
+        raise found
+    assert named in str(told.value)
+    assert other not in str(told.value)
+    assert str(told.value).endswith("TensorFlow: OOM when allocating")
+
+
+def test_a_step_that_does_not_fit_is_told_by_train(tmp_path):
+    model = build(**RETRIEVAL)
+
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+
+    model.train_step = full
+    with pytest.raises(MemoryError, match="lower train"):
+        train(model, Validation(model, 0.1), tmp_path, epochs=1)

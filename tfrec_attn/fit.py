@@ -1,10 +1,11 @@
 """Training: strategy, checkpoints, early stopping, progress."""
 
+import contextlib
 import functools
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def fit(
     Raises:
       ValueError: When `settings.monitor` is no metric of `validate`.
       FloatingPointError: When a loss is not finite; names epoch and batch.
+      MemoryError: When a step does not fit into a device's memory; names what to lower.
     """
     history: list[dict[str, Any]] = []
     for stage, epochs in stages(settings, model.settings).items():
@@ -124,22 +126,49 @@ def run_stage(
         tf.data.experimental.AutoShardPolicy.OFF
     )
     targets = len(examples.targets)
-    model.fit(
-        stream.with_options(options),
-        epochs=epochs,
-        initial_epoch=keeper.done,
-        steps_per_epoch=per_epoch,
-        verbose=0,
-        callbacks=[
-            StopAtNaN(),
-            *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
-            keeper,
-            Progress(per_epoch, targets / per_epoch, keeper.stage),
-            tf_keras.callbacks.TensorBoard(
-                keeper.out / "tensorboard" / keeper.stage, write_graph=False
-            ),
-        ],
-    )
+    with advice_of_memory(keeper.stage, tuned=live is not None):
+        model.fit(
+            stream.with_options(options),
+            epochs=epochs,
+            initial_epoch=keeper.done,
+            steps_per_epoch=per_epoch,
+            verbose=0,
+            callbacks=[
+                StopAtNaN(),
+                *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
+                keeper,
+                Progress(per_epoch, targets / per_epoch, keeper.stage),
+                tf_keras.callbacks.TensorBoard(
+                    keeper.out / "tensorboard" / keeper.stage, write_graph=False
+                ),
+            ],
+        )
+
+
+@contextlib.contextmanager
+def advice_of_memory(stage: str, *, tuned: bool) -> Iterator[None]:
+    """Says what to lower where a device has no memory left.
+
+    Args:
+      stage: What is trained.
+      tuned: Whether a BERT is.
+
+    Raises:
+      MemoryError: Instead of TensorFlow's ResourceExhaustedError.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        retrieval = ["train.batch_size", "examples.targets", "loss.negatives"]
+        ranking = ["loss.ranked_targets", "loss.easy_negatives", "loss.hard_negatives"]
+        lower = {"retrieval": retrieval, "ranking": ranking}.get(stage, retrieval + ranking)
+        if tuned:
+            lower = ["bert.live", "text.max_length", *lower]
+        raise MemoryError(
+            f"A step of the {stage if stage != 'both' else 'training'} does not fit into "
+            f"memory: lower {', '.join(lower)}, the first first. TensorFlow: "
+            f"{error.message.splitlines()[0]}"
+        ) from error
 
 
 class StopAtNaN(tf_keras.callbacks.Callback):

@@ -118,7 +118,7 @@ def main(argv=None) -> int:
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         result = run(settings(args), Path(args.out), resume=args.resume)
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}."
