@@ -53,6 +53,18 @@ def test_training_stops_after_epochs_without_a_better_figure(stopped):
     assert len(validate.seen) == 4
 
 
+@pytest.mark.parametrize(
+    ("directions", "best"),
+    [([None] * 4, 0), ([9, 9, 9, 9], 0), ([9, 6, 6, 6], 2), ([9, 6, 5, 4], 3)],
+)
+def test_of_a_budget_that_falls_its_end_counts(tmp_path, directions, best):
+    keeper = fit.Keeper(build(), None, tmp_path, settings(), "retrieval", [])
+    for left, figure in zip(directions, [0.9, 0.3, 0.5, 0.4], strict=True):
+        found = {} if left is None else {"directions": left}
+        keeper.history.append({"ndcg@10": figure, **found})
+    assert keeper._best_epoch() == best
+
+
 def test_the_weights_of_the_best_epoch_are_kept(stopped):
     _, model, validate, _ = stopped
     for kept, best, last in zip(

@@ -104,7 +104,10 @@ def test_two_replicas_train_one_bert_whose_ranks_are_cut(place, tmp_path):
     """To 2 a map on average, of the 3 that were begun with, of 12 maps."""
     sets = arguments(place, tmp_path, "bert.tuning=adalora", "train.epochs=3")
     assert train.main([*sets, "--strategy", "mirrored"]) == 0
-    assert np.isfinite([line["train_loss"] for line in test_line.history(tmp_path)]).all()
+    lines = test_line.history(tmp_path)
+    assert np.isfinite([line["train_loss"] for line in lines]).all()
+    assert [line.get("directions") for line in lines[1:]] == [24, 24, None]
+    assert 24 < lines[0]["directions"] <= 36
     kept = safetensors.load_file(tmp_path / "bert-delta.safetensors")
     values = [value for name, value in kept.items() if name.endswith("adalora_values")]
     assert [value.size for value in values] == [3] * 12

@@ -251,7 +251,10 @@ class Keeper(tf_keras.callbacks.Callback):
         return bool(self.lines) and self.done - 1 - self._best_epoch() >= self.patience
 
     def _best_epoch(self) -> int:
-        return int(np.argmax([line[self.monitor] for line in self.lines]))
+        """Where an AdaLoRA is cut, of the epochs with the fewest directions."""
+        directions = [line.get("directions", 0) for line in self.lines]
+        figures = [line[self.monitor] for line in self.lines]
+        return int(np.argmax(np.where(directions > np.min(directions), -np.inf, figures)))
 
     def on_epoch_end(self, epoch, logs=None):
         # The meters are of the epoch; `logs` may be one replica's.
@@ -259,6 +262,9 @@ class Keeper(tf_keras.callbacks.Callback):
         line |= {f"train_{k}": float(v) for k, v in logs.items()}
         if self.stage != "ranking":
             self.recommender.refresh()
+        live = self.recommender.trained_bert
+        if live and (ranked := tuning.ranked(live.bert)):
+            line["directions"] = tuning.directions(ranked)
         found = metrics.summary(self.validate())
         if self.monitor not in found:
             raise ValueError(

@@ -269,6 +269,11 @@ def ranked(bert) -> list[Singular]:
     return [found for *_, found in beside(bert) if isinstance(found, Singular)]
 
 
+def directions(layers: Sequence[Singular]) -> int:
+    """How many keep their λ, of all layers together."""
+    return sum(int(np.count_nonzero(layer.values.numpy())) for layer in layers)
+
+
 def can_merge(bert) -> bool:
     """Whether a plain BERT can say the same."""
     return all(isinstance(found, _MERGED) for *_, found in beside(bert))
