@@ -69,6 +69,21 @@ def test_a_folder_with_a_bert(tmp_path):
         ([], {"config.json": b"{}"}, "must be 'bert'.*got None"),
         ([], {"config.json": b"{"}, "is no JSON object"),
         ([], {"config.json": b"[1]"}, "is no JSON object"),
+        (
+            ["config.json"],
+            {"bert_config.json": b"{}"},
+            r"bert_model\.ckpt\.index is needed, got .*model\.safetensors",
+        ),
+        (
+            ["model.safetensors"],
+            {"bert_model.ckpt.index": b"x"},
+            r"tf_model\.h5 is needed, got .*bert_model\.ckpt\.index",
+        ),
+        (
+            ["config.json", "model.safetensors"],
+            {"bert_config.json": b"{", "bert_model.ckpt.index": b"x"},
+            r"bert_config\.json is no JSON object",
+        ),
     ],
 )
 def test_what_is_no_bert_is_named(tmp_path, leave_out, replaced, message):

@@ -11,13 +11,8 @@ from tfrec_attn.origins import HUB_NAME, MINILM
 
 # What google-research/bert released: weights by their names in TensorFlow 1.
 GOOGLE, GOOGLE_CONFIG = "bert_model.ckpt", "bert_config.json"
-# The weights that are read without torch, the first that is there.
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tf_model.h5",
-    f"{GOOGLE}.index",
-)
+# The weights that TFBertModel reads without torch, the first that is there.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
 TOKENIZER = (
     "vocab.txt",
     "tokenizer_config.json",
@@ -91,11 +86,15 @@ def check(place: Path) -> None:
 
 def check_weights(place: Path) -> None:
     """`check` without the vocabulary: config.json, and weights beside it."""
-    if not is_google(place):
+    if is_google(place):
+        _read_config(place / GOOGLE_CONFIG)
+        weights: tuple[str, ...] = (f"{GOOGLE}.index",)
+    else:
         _check_config(place / "config.json")
-    if not any((place / name).is_file() for name in _WEIGHTS):
+        weights = _WEIGHTS
+    if not any((place / name).is_file() for name in weights):
         raise ValueError(
-            f"{place}: no weights that TensorFlow can read: {' or '.join(_WEIGHTS)} is "
+            f"{place}: no weights that TensorFlow can read: {' or '.join(weights)} is "
             f"needed, got {', '.join(sorted(path.name for path in place.iterdir()))}. "
             "A pytorch_model.bin becomes model.safetensors by save_pretrained in an "
             "environment with torch."
@@ -104,16 +103,15 @@ def check_weights(place: Path) -> None:
 
 def is_google(place: Path) -> bool:
     """Whether a folder is a checkpoint as Google released it."""
-    names = "config.json", GOOGLE_CONFIG
-    return [(place / name).is_file() for name in names] == [False, True]
+    return (place / GOOGLE_CONFIG).is_file() and not (place / "config.json").is_file()
 
 
 def fingerprint(place: Path) -> str:
     """SHA-256 over the names and contents of a BERT's config.json and weights."""
     total = hashlib.sha256()
     for path in sorted(place.iterdir()):
-        weights = path.suffix == ".safetensors" or path.name.startswith(f"{GOOGLE}.data-")
-        if weights or path.name in ("config.json", GOOGLE_CONFIG, *_WEIGHTS):
+        shard = path.suffix == ".safetensors" or path.name.startswith(f"{GOOGLE}.")
+        if shard or path.name in ("config.json", GOOGLE_CONFIG, *_WEIGHTS):
             total.update(f"{path.name} {assets.checksum(path)}\n".encode())
     return total.hexdigest()
 
@@ -124,12 +122,16 @@ def _check_config(path):
             f"{path} is missing: a backbone is what save_pretrained writes, config.json, "
             "vocab.txt and model.safetensors."
         )
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no JSON object: {error}") from error
+    kind = _read_config(path).get("model_type")
     if kind != "bert":
         raise ValueError(
             f"{path}: model_type must be 'bert', as the text is cut by BERT's WordPiece: "
             f"got {kind!r}. Choose a BERT, such as {MINILM}."
         )
+
+
+def _read_config(path):
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no JSON object: {error}") from error

@@ -244,8 +244,7 @@ def test_folders_that_hold_no_bert_are_named(tmp_path):
         bert_lib.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    needed = r"bert_model.ckpt.index is needed, got .*pytorch_model.bin"
-    with pytest.raises(ValueError, match=needed):
+    with pytest.raises(ValueError, match=r"tf_model.h5 is needed, got .*pytorch_model.bin"):
         bert_lib.load(tmp_path)
 
 
