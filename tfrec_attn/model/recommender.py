@@ -13,9 +13,9 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn.model import sampling, scoring, tasks, tuning
-from tfrec_attn.model.states import Features, UserState
+from tfrec_attn.model.states import UserState
 from tfrec_attn.model.texts import Live
-from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, request_gap
+from tfrec_attn.model.towers import request_gap
 from tfrec_attn.model.two_stage import TwoStage
 
 
@@ -50,8 +50,6 @@ class Recommender(TwoStage):
     """Two towers, trained for retrieval and for ranking what the retrieval finds.
 
     Args:
-      item_tower, user_tower, user_tokens, scorer, items, users: See `TwoStage`.
-      retrieval: The loss over pooled vectors.
       frequency: `[I]` share of each item among the training targets.
       positives_of: `[users, None]` item rows of each user's training positives.
       live: The BERT that is trained with the retrieval; None where it is frozen.
@@ -60,18 +58,12 @@ class Recommender(TwoStage):
         from as many.
       positives: Labels of the targets of retrieval and ranking; the feedback has all.
       seed: Of all draws.
+      served: What answers; see `TwoStage`. The retrieval is the loss over pooled vectors.
     """
 
     def __init__(
         self,
         *,
-        item_tower: ItemTower,
-        user_tower: UserTower,
-        user_tokens: UserTokens,
-        scorer,
-        retrieval: tasks.Retrieval,
-        items: Features,
-        users: Features,
         frequency: np.ndarray,
         positives_of: tf.RaggedTensor,
         settings,
@@ -79,10 +71,9 @@ class Recommender(TwoStage):
         positives: tuple[int, ...],
         live: Live | None = None,
         seed: int,
+        **served,
     ):
-        super().__init__(
-            item_tower, user_tower, user_tokens, scorer, retrieval, items, users
-        )
+        super().__init__(**served)
         self.live = live
         self.frequency = tf.constant(frequency, tf.float32)
         # An item that nobody could choose yet is no negative: it would be learned as bad.

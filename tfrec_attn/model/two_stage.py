@@ -29,6 +29,7 @@ class TwoStage(Model):
 
     def __init__(
         self,
+        *,
         item_tower: ItemTower,
         user_tower: UserTower,
         user_tokens: UserTokens,
