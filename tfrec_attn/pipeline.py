@@ -290,14 +290,13 @@ def with_items(prepared: Prepared, path: Path) -> Prepared:
     # What none of the new items has is missing; what no known item has is not read.
     features = nothing | {name: features[name] for name in features if name in nothing}
     join = lambda one, other: {name: stacked(one[name], other[name]) for name in one}
-    catalogs = (items.features, more.features)
     return dataclasses.replace(
         prepared,
         items=catalog.Catalog(
             ids=np.append(items.ids, more.ids),
             texts=np.append(items.texts, more.texts),
             columns=items.columns,
-            features=join(*catalogs),
+            features=join(items.features, more.features),
         ),
         item_features=join(prepared.item_features, features),
         texts=prepared.texts and prepared.texts.followed_by(tokens, len(new)),
