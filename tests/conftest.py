@@ -56,3 +56,21 @@ def hub(tmp_path, monkeypatch):
             return server
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def worded(tmp_path_factory):
+    """The folder of a small shop whose titles a BERT reads."""
+    from tests import worded
+
+    folder = tmp_path_factory.mktemp("worded")
+    worded.write(folder)
+    return folder
+
+
+@pytest.fixture
+def made():
+    """An explanation of an answer that was made up."""
+    from tests import answered
+
+    return answered.explanation()

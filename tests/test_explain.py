@@ -1,7 +1,6 @@
 """Explanations: by hand from a made-up answer, and of a trained shop through a server."""
 
 import dataclasses
-import html.parser
 import itertools
 import json
 import pathlib
@@ -17,7 +16,7 @@ import tf_keras
 from tfrec_attn import explain, explanation_page, metrics
 from tfrec_attn.explanation import Explanation, Part, spans
 from tfrec_attn.layers import AttentionWeightedCosine
-from tfrec_attn.serve.client import Client, Recommendation, Recommendations
+from tfrec_attn.serve.client import Client
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))
 import shop
@@ -68,51 +67,6 @@ def where(live, request):
 def client(where):
     with Client(where[1], "shop") as opened:
         yield opened
-
-
-ITEM = [
-    b"item",
-    b"id",
-    b"kind=a",
-    b"",
-    b"text=the",
-    b"text=hobbit",
-    b"",
-    b"age",
-]
-USER = [b"user", b"", b"user", b"", b"history=7", b"history=8"]
-
-
-class Answered:
-    """A client whose server said this: contributions by hand."""
-
-    def predict(self, signature, inputs):
-        assert (signature, inputs["item"]) == ("explain", ["5"])
-        rng = np.random.default_rng(0)
-        return {
-            "score": np.array([9.0]),
-            "retrieval_contribution": np.array([4.0]),
-            "item_contributions": np.arange(8.0)[None] / 9,
-            "user_contributions": np.array([[1, 0, 0.5, 0, 5, -2]]),
-            "attention": rng.random((1, 6, 8)),
-            "item_token": np.array([ITEM], object),
-            "user_token": np.array([USER], object),
-            "known_item": np.array([True]),
-            "known_user": np.array([True]),
-        }
-
-    def recommend(self, user_id, *, candidates, k):
-        assert (user_id, k) == ("", len(candidates))
-        texts = {"5": "The <Hobbit>!", "7": "Emma", "8": "Ulysses"}
-        # Two at most: the rest has to be asked for again.
-        known = [one for one in candidates if one in texts][:2]
-        items = tuple(Recommendation(one, 1.0, texts[one]) for one in known)
-        return Recommendations(items, False, 0, False)
-
-
-@pytest.fixture
-def made():
-    return explain.explain(Answered(), "42", "5", history=["7", "lost", "8"])
 
 
 def test_words_have_their_place_and_padding_is_left_out(made):
@@ -239,76 +193,6 @@ def test_json_is_the_explanation(where, client, capsys):
     said = json.loads(capsys.readouterr().out)
     want = json.loads(json.dumps(dataclasses.asdict(explain.explain(client, "u4", "i3"))))
     assert said == want
-
-
-class Read(html.parser.HTMLParser):
-    """The tags of a page with their attributes, and the texts in each kind of tag."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.texts, self.open, self.text = [], {}, [], ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open += [] if tag == "meta" else [tag]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-        self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
-
-
-def test_the_page_marks_words_and_events(made):
-    read = Read(explanation_page.page(made))
-    assert read.open == []
-    assert read.texts["mark"] == ["The", "Hobbit"]
-    assert made.item_text in read.text
-    marks = [attrs for tag, attrs in read.tags if tag == "mark"]
-    # 4 and 5 ninths; the largest of the item's parts has 7.
-    assert [mark["title"] for mark in marks] == ["+0.4444", "+0.5556"]
-    assert marks[0]["style"] == f"background: rgba({explanation_page.UP}, 0.429)"
-    assert marks[1]["style"] == f"background: rgba({explanation_page.UP}, 0.536)"
-    lower = [attrs for tag, attrs in read.tags if attrs.get("title") == "-2.0000"]
-    assert lower == [
-        {
-            "style": f"background: rgba({explanation_page.DOWN}, 0.300)",  # 0.75 * 2 / 5
-            "title": "-2.0000",
-        }
-    ]
-    cells = [attrs["title"] for tag, attrs in read.tags if tag == "td" and "title" in attrs]
-    heat = [f"{weight:+.4f}" for row in made.attention for weight in row]
-    assert cells[-len(heat) :] == heat
-    assert "Score 9.0000 = retrieval 4.0000 + attention-weighted cosine 5.0000. " in (
-        "".join(read.texts["p"])
-    )
-
-
-def test_nothing_on_the_page_is_read_as_a_tag_or_fetched(made):
-    nasty = '<script src="http://x/">&amp;</script>'
-    part = Part("word", nasty, nasty, 1.0, (0, len(nasty)))
-    chip, event = Part("column", nasty, nasty, 1.0), Part("event", nasty, nasty, 1.0)
-    read = Read(
-        explanation_page.page(
-            dataclasses.replace(
-                made,
-                user=nasty,
-                item_text=nasty,
-                item_parts=(part, chip),
-                user_parts=(event,),
-                attention=((0.5, 0.5),),
-                unknown_history=(nasty,),
-            )
-        )
-    )
-    used = {tag for tag, _ in read.tags}
-    assert not used & {"script", "link", "img", "iframe"}
-    assert not [attrs for _, attrs in read.tags if {"src", "href"} & set(attrs)]
-    assert read.texts["mark"] == [nasty]
-    assert nasty in read.texts["title"][0]
-    assert "url(" not in explanation_page.STYLE
 
 
 def test_the_command_writes_the_page(where, client, tmp_path, capsys):

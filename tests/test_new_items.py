@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import test_tuned
-from tests.test_tuned import place  # noqa: F401
+from tests.worded import ITEMS, USERS, arguments
 from tfrec_attn import arrays, export, pipeline, runs, train
 
 sys.path.insert(0, str(Path(__file__).parent / "serve"))
@@ -106,10 +105,10 @@ def test_a_table_that_is_not_right_is_named(opened, tmp_path, rows, message):
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora"])
-def test_a_version_with_new_items_recommends_them(place, tmp_path, tuning, capsys):  # noqa: F811
+def test_a_version_with_new_items_recommends_them(worded, tmp_path, tuning, capsys):
     run, base = tmp_path / "run", tmp_path / "shop"
     chosen = f"bert.tuning={tuning}"
-    assert train.main(test_tuned.arguments(place, run, chosen, "train.epochs=1")) == 0
+    assert train.main(arguments(worded, run, chosen, "train.epochs=1")) == 0
     new = tmp_path / "new.csv"
     new.write_text("item_id,title\nn0,word3 word5\nn1,word1\ni2,word9 word9\n")
     command = ["--run", str(run), "--to", str(base)]
@@ -117,7 +116,7 @@ def test_a_version_with_new_items_recommends_them(place, tmp_path, tuning, capsy
     assert export.main([*command, "--items", str(new)]) == 0
     assert export.main([*command, "--items", str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
-    users = [f"u{u}" for u in range(test_tuned.USERS)]
+    users = [f"u{u}" for u in range(USERS)]
     old, now = (asked(tf.saved_model.load(str(base / v)), users, [""]) for v in "12")
     assert {"n0", "n1"} <= set().union(*map(set, now))
     for before, after in zip(old, now, strict=True):
@@ -126,7 +125,7 @@ def test_a_version_with_new_items_recommends_them(place, tmp_path, tuning, capsy
     only = asked(tf.saved_model.load(str(base / "2")), users, ["n1", "n0"])
     assert all(set(answer) == {"n0", "n1"} for answer in only)
     model, prepared = runs.load(run, new)
-    assert len(prepared.items) == len(model.items) == test_tuned.ITEMS + 2
+    assert len(prepared.items) == len(model.items) == ITEMS + 2
 
 
 def asked(served, users, candidates):

@@ -8,44 +8,10 @@ import tensorflow as tf
 from safetensors import numpy as safetensors
 
 from tests import test_line
-from tests.model import test_bert as small
+from tests.worded import arguments
 from tfrec_attn import evaluate, export, pipeline, runs, train
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
-
-ITEMS, USERS = 17, 11
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Tables, and a BERT that knows their words."""
-    place, draw = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
-    words = [f"word{i}" for i in range(27)]
-    title = lambda: " ".join(draw.choice(words, draw.integers(1, 4)))
-    items = ["item_id,title", *(f"i{i},{title()}" for i in range(ITEMS))]
-    events = ["user_id,item_id,timestamp"]
-    for u in range(USERS):
-        chosen = draw.permutation(ITEMS)[:7]
-        events += [f"u{u},i{i},{1000000000 + 60 * t + u}" for t, i in enumerate(chosen)]
-    for name, lines in (("items", items), ("interactions", events)):
-        (place / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    bert = small.write_folder(place / "bert", small.random_weights())
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
-    (bert / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    return place
-
-
-def arguments(place, out, *sets):
-    tuned = [
-        f"text.backbone={place / 'bert'}",
-        "text.max_length=6",
-        "schema.items.text={title}",
-        "train.ranking_epochs=1",
-        "bert.size=2",
-        "bert.live=5",
-        "bert.learning_rate=0.01",
-    ]
-    return test_line.arguments(place, out, sets=[*tuned, *sets])
 
 
 def hidden(bert):
@@ -53,9 +19,9 @@ def hidden(bert):
 
 
 @pytest.mark.parametrize("method", ["last:1", "lora", "adalora", "adapter", "prefix"])
-def test_bert_is_trained_kept_and_served(place, tmp_path, method):
+def test_bert_is_trained_kept_and_served(worded, tmp_path, method):
     """`export` holds the reloaded model's answers against the trained one's."""
-    assert train.main(arguments(place, tmp_path / "run", f"bert.tuning={method}")) == 0
+    assert train.main(arguments(worded, tmp_path / "run", f"bert.tuning={method}")) == 0
     model, prepared = runs.load(tmp_path / "run")
     want = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
     found = {k: v.mean() for k, v in evaluate.evaluate(model, prepared, "test").items()}
@@ -68,7 +34,7 @@ def test_bert_is_trained_kept_and_served(place, tmp_path, method):
     assert whole.exists() == (method not in ("adapter", "prefix"))
     if whole.exists():
         np.testing.assert_allclose(hidden(bert_lib.load(whole)), trained, atol=1e-5)
-        assert (whole / "vocab.txt").read_text() == (place / "bert/vocab.txt").read_text()
+        assert (whole / "vocab.txt").read_text() == (worded / "bert/vocab.txt").read_text()
     if method not in ("lora", "prefix"):
         return
     base = tmp_path / "shop"
@@ -90,19 +56,19 @@ def vectors(model, features):
 
 @pytest.mark.parametrize(("method", "done"), [("adalora", 1), ("lora", 2)])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    place, tmp_path, monkeypatch, method, done
+    worded, tmp_path, monkeypatch, method, done
 ):
     sets = (f"bert.tuning={method}",)
-    assert train.main(arguments(place, tmp_path / "whole", *sets)) == 0
+    assert train.main(arguments(worded, tmp_path / "whole", *sets)) == 0
     out = tmp_path / "run"
-    test_line.train_until(done, monkeypatch, arguments(place, out, *sets))
-    assert train.main([*arguments(place, out, *sets), "--resume"]) == 0
+    test_line.train_until(done, monkeypatch, arguments(worded, out, *sets))
+    assert train.main([*arguments(worded, out, *sets), "--resume"]) == 0
     test_line.check_same_history(out, tmp_path / "whole")
 
 
-def test_two_replicas_train_one_bert_whose_ranks_are_cut(place, tmp_path):
+def test_two_replicas_train_one_bert_whose_ranks_are_cut(worded, tmp_path):
     """To 2 a map on average, of the 3 that were begun with, of 12 maps."""
-    sets = arguments(place, tmp_path, "bert.tuning=adalora", "train.epochs=3")
+    sets = arguments(worded, tmp_path, "bert.tuning=adalora", "train.epochs=3")
     assert train.main([*sets, "--strategy", "mirrored"]) == 0
     lines = test_line.history(tmp_path)
     assert np.isfinite([line["train_loss"] for line in lines]).all()
@@ -114,8 +80,8 @@ def test_two_replicas_train_one_bert_whose_ranks_are_cut(place, tmp_path):
     assert sum(np.count_nonzero(value) for value in values) == 24
 
 
-def test_without_texts_there_is_nothing_to_train(place, tmp_path, capsys):
-    assert train.main(arguments(place, tmp_path, "bert.tuning=all", "text.backbone=")) == 2
+def test_without_texts_there_is_nothing_to_train(worded, tmp_path, capsys):
+    assert train.main(arguments(worded, tmp_path, "bert.tuning=all", "text.backbone=")) == 2
     assert (
         "there are none: set schema.items.text and text.backbone" in capsys.readouterr().err
     )

@@ -1,4 +1,4 @@
-"""The whole model on a made-up shop: its loss over replicas and padding, its candidates."""
+"""How the model learns, on a made-up shop: losses over replicas and padding, candidates."""
 
 import functools
 
@@ -11,7 +11,7 @@ from tfrec_attn import fit
 from tfrec_attn.data import batches, examples
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
-from tfrec_attn.model import assembly, sampling, states, tasks
+from tfrec_attn.model import assembly, sampling, tasks
 
 ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 # No dropout; all targets rank all items, so that nothing depends on a draw.
@@ -195,17 +195,6 @@ def test_a_weight_is_a_share_of_the_mean():
     np.testing.assert_allclose(value(7 * weight), want, rtol=1e-4)
 
 
-def test_blocks_of_items_are_one_block():
-    model = build()
-    whole = model.encode_items()
-    for block in (1, 5, ITEMS):
-        for part, want in zip(model.encode_items(block), whole, strict=True):
-            np.testing.assert_allclose(part, want, atol=1e-6)
-    assert whole.vector.shape == whole.pooled.shape == (ITEMS, 8)
-    assert whole.event.shape == (ITEMS, 6)
-    assert whole.tokens.shape == (ITEMS, 3, 6)
-
-
 def lists(model, given):
     """The candidates of every target as `_ranking` makes them, by watching its scorer."""
     seen, real = {}, []
@@ -355,28 +344,6 @@ def test_the_ranking_moves_its_own_weights_and_no_tower():
     parts = (tower.candidate_id, tower.event_id, tower.widen, tower.widen_event)
     parts += (model.user_tokens, model.scorer)
     assert moved == {v.name for part in parts for v in part.trainable_variables}
-
-
-def test_the_share_of_the_scorer_is_what_it_adds_to_the_cosine():
-    model = build()
-    items, draw = model.encode_items(), np.random.default_rng(5)
-    user = states.UserState(
-        items.pooled[:2],
-        tf.constant(draw.normal(size=(2, 5, 6)), tf.float32),
-        tf.ones((2, 5), bool),
-    )
-    rank = lambda: model.rank(
-        user, *(tf.stack([value[:4]] * 2) for value in items[2:])
-    ).numpy()
-    whole = rank()
-    model.share.assign(0.0)
-    cosine = rank()
-    scale = tf.exp(model.retrieval.log_scale)
-    want = scale * tf.matmul(items.pooled[:2], items.pooled[:4], transpose_b=True)
-    np.testing.assert_allclose(cosine, want, atol=1e-5)
-    model.share.assign(0.5)
-    np.testing.assert_allclose(rank(), (whole + cosine) / 2, atol=1e-5)
-    assert np.abs(whole - cosine).max() > 1e-3
 
 
 def test_an_item_without_a_training_event_is_no_negative():
