@@ -1,6 +1,6 @@
 """Breaks the scorer's formulas one at a time: each time a test has to turn red.
 
-    python benchmarks/mutations.py             # ten minutes on two cores, twenty on busy ones
+    python benchmarks/mutations.py             # ten minutes on two cores, or twenty
     python benchmarks/mutations.py --only σ    # those whose description matches
 
 A mutant is `tfrec_attn/model/scoring.py` with one piece of text replaced, in a copy of the
