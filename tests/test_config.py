@@ -18,6 +18,15 @@ from tfrec_attn.labels import LABELS
         (["model.heads=3"], "Setting model: heads must divide dim: got heads=3, dim=64"),
         (["loss.distillation=1"], "loss.distillation needs train.ranking_epochs=0: .*=8"),
         (["scorer.heads=3"], "Setting scorer: heads must divide dim: got heads=3, dim=128"),
+        (
+            ["regularization.consistency=1", "loss.negatives=0"],
+            "needs loss.negatives above 0: .* Received: regularization.consistency=1",
+        ),
+        (
+            ["regularization.average=0.9", "bert.tuning=adalora"],
+            "regularization.average must be 0 with bert.tuning=adalora.* Received: 0.9",
+        ),
+        (["regularization.event_crop=1.5"], "regularization.event_crop: .* Received: 1.5"),
         (["train.epochs=0"], r"Setting train.epochs: .* greater than 0. Received: 0"),
         (["train.epochs=many"], "Setting train.epochs: .* Received: 'many'"),
         (["train.epochs=2.5"], r"Setting train.epochs: .* Received: 2.5"),

@@ -75,6 +75,26 @@ def test_the_weights_of_the_best_epoch_are_kept(stopped):
     assert any((a != b).any() for a, b in zip(*validate.seen[2:], strict=True))
 
 
+def test_averages_are_validated_and_kept_while_training_goes_on(tmp_path):
+    """Of two steps, the first without a rate: by the second's decay of two elevenths."""
+    ends = []
+    for average in (0.0, 0.9):
+        model = build({"average": average}, **RETRIEVAL)
+        start, validate = values(model), Validation(model, 0.1, 0.2)
+        train(model, validate, tmp_path / str(average), epochs=1, batch_size=8)
+        ends.append((start, validate.seen[0], values(model)))
+    (start, last, _), (_, seen, kept) = ends
+    for begin, end, middle, best in zip(start, last, seen, kept, strict=True):
+        np.testing.assert_array_equal(middle, best)
+        np.testing.assert_allclose(middle, (2 * begin + 9 * end) / 11, atol=1e-6)
+    assert max(np.abs(b - e).max() for b, e in zip(start, last, strict=True)) > 1e-3
+
+
+def test_a_batch_that_does_not_fall_into_parts_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"train.accumulate must .* Received: 3 for 8 ex"):
+        train(build(accumulate=3, **RETRIEVAL), None, tmp_path, epochs=1)
+
+
 def test_the_ranking_goes_on_from_the_best_retrieval_and_leaves_it(tmp_path):
     """Of three epochs of retrieval the second is the best; of two of ranking the last."""
     model, seen = build(ranked_targets=8), []

@@ -51,6 +51,33 @@ def test_a_step_is_that_of_keras(sparse):
     assert np.abs(made[0][1] - start).max() > 0.1
 
 
+def test_averages_stand_in_for_weights_and_hand_them_back():
+    """Computed by hand; the first steps count for more."""
+    weight = tf.Variable([1.0, -2.0])
+    adam = optimizers.AdamW(0.1, use_ema=True, ema_momentum=0.7)
+    oracle = weight.numpy()
+    model = types.SimpleNamespace(optimizer=adam, trainable_variables=[weight])
+    adam.build([weight])
+    for step in range(20):
+        adam.apply_gradients([(tf.constant([1.0, 0.5 - step]), weight)])
+        decay = min(0.7, (1 + step) / (10 + step))
+        oracle = decay * oracle + (1 - decay) * weight.numpy()
+    before = weight.numpy()
+    with optimizers.averaged(model):
+        np.testing.assert_allclose(weight, oracle, rtol=1e-5)
+    np.testing.assert_array_equal(weight, before)
+    assert np.abs(before - oracle).max() > 0.05
+
+
+def test_weights_without_averages_stay():
+    weight = tf.Variable([1.0, -2.0])
+    model = types.SimpleNamespace(
+        optimizer=optimizers.AdamW(0.1), trainable_variables=[weight]
+    )
+    with optimizers.averaged(model):
+        np.testing.assert_array_equal(weight, [1.0, -2.0])
+
+
 def test_what_a_weight_is_felt_is_smoothed_and_times_its_uncertainty():
     weight, other = tf.Variable([2.0, -1.0, 0.5]), tf.Variable([1.0])
     adam = optimizers.AdamW(0.05, felt=[weight], weight_decay=0.0)

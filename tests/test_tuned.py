@@ -54,11 +54,31 @@ def vectors(model, features):
     return tower.pool(tower.vector({"id": tf.zeros(2, tf.int32)} | rows)).numpy()
 
 
-@pytest.mark.parametrize(("method", "done"), [("adalora", 1), ("lora", 2)])
+ALL = [
+    "regularization.adversarial=0.1",
+    "regularization.consistency=0.5",
+    "regularization.token_dropout=0.1",
+    "regularization.event_dropout=0.1",
+    "regularization.event_crop=0.2",
+    "regularization.average=0.9",
+    "train.accumulate=2",
+    "train.batch_size=4",
+    "loss.ranked_targets=8",
+]
+
+
+@pytest.mark.parametrize(
+    ("sets", "done"),
+    [
+        (["bert.tuning=adalora"], 1),
+        (["bert.tuning=lora"], 2),
+        (["bert.tuning=lora", *ALL], 1),
+    ],
+    ids=["adalora", "lora", "all"],
+)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    worded, tmp_path, monkeypatch, method, done
+    worded, tmp_path, monkeypatch, sets, done
 ):
-    sets = (f"bert.tuning={method}",)
     assert train.main(arguments(worded, tmp_path / "whole", *sets)) == 0
     out = tmp_path / "run"
     test_line.train_until(done, monkeypatch, arguments(worded, out, *sets))

@@ -12,7 +12,6 @@ import pydantic
 from tfrec_attn.data.schema import Schema
 from tfrec_attn.labels import LABELS
 
-Share = pydantic.confloat(ge=0, lt=1)
 Positive = pydantic.PositiveInt
 TUNINGS = ("frozen", "all", "bitfit", "lora", "adalora", "adapter", "prefix")
 Label = Literal["buy", "like", "ignore", "dislike", "not_buy"]
@@ -264,6 +263,30 @@ class Loss(_Section):
     temperature: float = pydantic.Field(0.07, gt=0)
 
 
+class Regularization(_Section):
+    """Against overfitting; what each did where it was measured is in docs/results.md.
+
+    Attributes:
+      adversarial: Part of its length by which each item's vector is moved where the
+        retrieval's loss rises most, for a second pass (FGM).
+      consistency: Weight of how far two passes with different dropout are from each other
+        in the retrieval's choice among the step's negatives (R-Drop).
+      token_dropout: Share of feature tokens beside the ids that are left out at a step; of
+        texts that pass through BERT, of their pieces.
+      event_dropout: Share of the events of histories that are left out.
+      event_crop: Share of histories that lose all events before one of their own.
+      average: Decay a step of the moving average of the weights that is validated and kept
+        in their place, such as 0.999 (EMA).
+    """
+
+    adversarial: float = pydantic.Field(0.0, ge=0)
+    consistency: float = pydantic.Field(0.0, ge=0)
+    token_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    event_dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    event_crop: float = pydantic.Field(0.0, ge=0, le=1)
+    average: float = pydantic.Field(0.0, ge=0, lt=1)
+
+
 class Train(_Section):
     """The training loop.
 
@@ -273,6 +296,8 @@ class Train(_Section):
         trained and the retrieval stays as it is; 0 trains all together in `epochs`.
       batch_size: Examples of a step, over all replicas; of the ranking's own stage see
         `loss.ranked_targets`.
+      accumulate: Parts of a batch that pass one after another and have their gradients
+        added, for less memory: divides the examples that a replica has of a step.
       learning_rate: Peak of AdamW's schedule.
       warmup: Share of all steps over which the rate rises; it decays as a cosine after.
       weight_decay: Of AdamW.
@@ -288,6 +313,7 @@ class Train(_Section):
     epochs: Positive = 60
     ranking_epochs: int = pydantic.Field(8, ge=0)
     batch_size: Positive = 64
+    accumulate: Positive = 1
     learning_rate: float = pydantic.Field(2e-3, gt=0)
     warmup: float = pydantic.Field(0.05, ge=0, lt=1)
     weight_decay: float = pydantic.Field(0.01, ge=0)
@@ -328,8 +354,30 @@ class Config(_Section):
     model: Model = Model()
     scorer: Scorer = Scorer()
     loss: Loss = Loss()
+    regularization: Regularization = Regularization()
     train: Train = Train()
     index: Index = Index()
+
+    @pydantic.model_validator(mode="after")
+    def _budget(self) -> "Config":
+        if self.regularization.average and self.bert.tuning == "adalora":
+            raise ValueError(
+                "regularization.average must be 0 with bert.tuning=adalora, as an average "
+                "brings back directions that were cut. Received: "
+                f"{self.regularization.average}. Set bert.tuning=lora, or no average"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _compared(self) -> "Config":
+        weight = self.regularization.consistency
+        if weight and not self.loss.negatives:
+            raise ValueError(
+                "regularization.consistency compares choices among a step's negatives and "
+                "needs loss.negatives above 0: raise it, or set consistency to 0. "
+                f"Received: regularization.consistency={weight}, loss.negatives=0"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _one_stage(self) -> "Config":

@@ -109,12 +109,14 @@ def run_stage(
         examples = make(examples.history, examples.targets, length=examples.length)
         replicas = model.distribute_strategy.num_replicas_in_sync
         size = model.settings.ranked_targets * replicas
+    _check_parts(model, size)
     per_epoch = batches.steps(examples, size)
     keeper.begin()
     live = model.trained_bert
     steps = per_epoch * epochs
     with model.distribute_strategy.scope():
-        model.compile(optimizer=optimizers.make(settings, steps, live))
+        average = model.regularization.average
+        model.compile(optimizer=optimizers.make(settings, steps, live, average))
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
     keeper.watch(resume)
@@ -142,6 +144,16 @@ def run_stage(
                     keeper.out / "tensorboard" / keeper.stage, write_graph=False
                 ),
             ],
+        )
+
+
+def _check_parts(model: Recommender, size: int) -> None:
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if model.parts > 1 and size % (model.parts * replicas):
+        raise ValueError(
+            f"train.accumulate must divide a step's examples on each replica into equal "
+            f"parts. Received: {model.parts} for {size} examples on {replicas} replica(s): "
+            "take a divisor of train.batch_size and of loss.ranked_targets."
         )
 
 
@@ -235,7 +247,8 @@ class Keeper(tf_keras.callbacks.Callback):
         lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
         self.history += [json.loads(line) for line in lines[self.before : done]]
         self.state.restore(self.last.latest_checkpoint).assert_consumed()
-        model.refresh()
+        with optimizers.averaged(model):
+            model.refresh()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -260,22 +273,23 @@ class Keeper(tf_keras.callbacks.Callback):
         # The meters are of the epoch; `logs` may be one replica's.
         line = {"epoch": len(self.history) + 1, "stage": self.stage}
         line |= {f"train_{k}": float(v) for k, v in logs.items()}
-        if self.stage != "ranking":
-            self.recommender.refresh()
         live = self.recommender.trained_bert
         if live and (ranked := tuning.ranked(live.bert)):
             line["directions"] = tuning.directions(ranked)
-        found = metrics.summary(self.validate())
-        if self.monitor not in found:
-            raise ValueError(
-                f"train.monitor={self.monitor!r} is none of the validation's "
-                f"metrics: {', '.join(found)}."
-            )
-        logs.update({f"val_{name}": value for name, value in found.items()})
-        self.history.append({**line, **found})
-        if self._best_epoch() == self.done - 1:
-            weights(self.recommender).write(str(self.place / f"best-{self.stage}"))
-            weights(self.recommender).write(str(self.place / "best"))
+        with optimizers.averaged(self.recommender):
+            if self.stage != "ranking":
+                self.recommender.refresh()
+            found = metrics.summary(self.validate())
+            if self.monitor not in found:
+                raise ValueError(
+                    f"train.monitor={self.monitor!r} is none of the validation's "
+                    f"metrics: {', '.join(found)}."
+                )
+            logs.update({f"val_{name}": value for name, value in found.items()})
+            self.history.append({**line, **found})
+            if self._best_epoch() == self.done - 1:
+                weights(self.recommender).write(str(self.place / f"best-{self.stage}"))
+                weights(self.recommender).write(str(self.place / "best"))
         # The line first: a checkpoint without its line could not be resumed from.
         text = "".join(json.dumps(entry) + "\n" for entry in self.history)
         partial = self.out / "history.jsonl.partial"

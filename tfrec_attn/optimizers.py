@@ -1,6 +1,7 @@
 """How weights move: AdamW, its schedule, and what is different for a trained BERT."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -10,13 +11,14 @@ from tfrec_attn.model import tuning
 from tfrec_attn.model.texts import Live
 
 
-def make(settings: Any, steps: int, live: Live | None) -> "AdamW":
+def make(settings: Any, steps: int, live: Live | None, average: float = 0.0) -> "AdamW":
     """The optimizer of a stage; a BERT has rates of its own and is not pulled to 0.
 
     Args:
       settings: See `config.Train`.
       steps: Of the stage.
       live: The BERT that is trained in it.
+      average: Decay of the weights' moving average; 0 for none.
     """
     rates = live.rates if live else []
     made = AdamW(
@@ -29,6 +31,8 @@ def make(settings: Any, steps: int, live: Live | None) -> "AdamW":
         ],
         weight_decay=settings.weight_decay,
         global_clipnorm=settings.clip,
+        use_ema=average > 0,
+        ema_momentum=average,
     )
     made.exclude_from_weight_decay([variable for variable, _ in rates])
     return made
@@ -45,6 +49,21 @@ def schedule(
         warmup_target=settings.learning_rate,
         warmup_steps=max(1, int(steps * settings.warmup)),
     )
+
+
+@contextlib.contextmanager
+def averaged(model) -> Iterator[None]:
+    """A compiled model with the moving averages of its weights, where they are kept."""
+    if not model.optimizer.use_ema:
+        yield
+        return
+    kept = [(variable, variable.numpy()) for variable in model.trainable_variables]
+    model.optimizer.finalize_variable_values([variable for variable, _ in kept])
+    try:
+        yield
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
 
 
 class AdamW(tf_keras.optimizers.AdamW):
@@ -68,6 +87,20 @@ class AdamW(tf_keras.optimizers.AdamW):
         factors = {self._var_key(variable): share for variable, share in shares}
         self._share_of = lambda variable: factors.get(self._var_key(variable), 1.0)
         self._felt, self._slots = list(felt), {}
+
+    @property
+    def ema_momentum(self):
+        """Of the weights' moving average, so that it forgets where they began.
+
+        References:
+          - `num_updates` of `tf.train.ExponentialMovingAverage`.
+        """
+        done = tf.cast(self.iterations, tf.float32)
+        return tf.minimum(self._momentum_of_average, (1 + done) / (10 + done))
+
+    @ema_momentum.setter
+    def ema_momentum(self, value):
+        self._momentum_of_average = value
 
     def build(self, variables):
         super().build(variables)

@@ -54,10 +54,17 @@ def shop():
     return made, tf.RaggedTensor.from_row_lengths(liked.item, sizes)
 
 
-def build(**loss):
+def build(regularization=None, accumulate=1, **loss):
     """The same weights each time, away from where training starts."""
     draw, (_, positives) = np.random.default_rng(1), shop()
-    settings = config_lib.validate({**SETTINGS, "loss": {**SETTINGS["loss"], **loss}})
+    settings = config_lib.validate(
+        {
+            **SETTINGS,
+            "loss": {**SETTINGS["loss"], **loss},
+            "regularization": regularization or {},
+            "train": {**SETTINGS["train"], "accumulate": accumulate},
+        }
+    )
     frequency = np.bincount(positives.values, minlength=ITEMS) / len(positives.values)
     model = assembly.build(
         settings,

@@ -82,6 +82,8 @@ def build(
         positives_of=positives_of,
         live=live,
         settings=loss,
+        regularization=config.regularization,
+        parts=config.train.accumulate,
         shortlist=config.index.shortlist,
         positives=tuple(LABELS.index(label) for label in config.examples.positives),
         seed=config.train.seed,

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.model import sampling, scoring, tasks, tuning
+from tfrec_attn.model import augmentation, gradients, sampling, scoring, tasks, tuning
 from tfrec_attn.model.states import UserState
 from tfrec_attn.model.texts import Live
 from tfrec_attn.model.towers import request_gap
@@ -26,7 +26,8 @@ class Step(NamedTuple):
       batch: See `data.batches.gather`.
       items: `[U]` rows of all items of the step, each once.
       at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
-      event, pooled: Of these items, `[U, ..]`; see `ItemMatrices`.
+      vectors: Of these items, `[U, d]`, as `regularization.adversarial` has moved them.
+      event, pooled: Made of them, `[U, ..]`; see `ItemMatrices`.
       profile: Tokens and mask of the users' columns.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
@@ -37,6 +38,7 @@ class Step(NamedTuple):
     batch: Mapping[str, tf.Tensor]
     items: tf.Tensor
     at: Mapping[str, tf.Tensor]
+    vectors: tf.Tensor
     event: tf.Tensor
     pooled: tf.Tensor
     profile: tuple[tf.Tensor, tf.Tensor]
@@ -54,6 +56,8 @@ class Recommender(TwoStage):
       positives_of: `[users, None]` item rows of each user's training positives.
       live: The BERT that is trained with the retrieval; None where it is frozen.
       settings: Weights and sampling; see `config.Loss`.
+      regularization: See `config.Regularization`.
+      parts: Of a batch, whose gradients are added.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
       positives: Labels of the targets of retrieval and ranking; the feedback has all.
@@ -67,6 +71,8 @@ class Recommender(TwoStage):
         frequency: np.ndarray,
         positives_of: tf.RaggedTensor,
         settings,
+        regularization,
+        parts: int = 1,
         shortlist: int,
         positives: tuple[int, ...],
         live: Live | None = None,
@@ -79,7 +85,7 @@ class Recommender(TwoStage):
         # An item that nobody could choose yet is no negative: it would be learned as bad.
         self.known_items = tf.constant(np.flatnonzero(frequency), tf.int32)
         self.positives_of = positives_of
-        self.settings = settings
+        self.settings, self.regularization, self.parts = settings, regularization, parts
         self.order = getattr(tasks, settings.order)
         # What a step trains: `retrieval`, `ranking` (and the feedback head), or `both`.
         self.stage = "both"
@@ -87,7 +93,14 @@ class Recommender(TwoStage):
         self.positives, self.seed = tf.constant(positives), seed
         self.meters = {
             name: tf_keras.metrics.Mean(name)
-            for name in ("loss", "retrieval", "ranking", "feedback", "distillation")
+            for name in (
+                "loss",
+                "retrieval",
+                "ranking",
+                "feedback",
+                "distillation",
+                "consistency",
+            )
         }
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
 
@@ -116,8 +129,33 @@ class Recommender(TwoStage):
     def compute_loss(self, inputs, training=False):
         """The weighted sum of losses of one replica's examples; over replicas they add up
         to the mean over the targets of the whole batch."""
-        settings, step = self.settings, self._step(inputs, training)
-        total = 0.0
+        return self._weighted(self._step(inputs, training))
+
+    def objective(self, inputs, shift=None):
+        """What is trained: the losses and penalties of one replica's examples.
+
+        Args:
+          inputs: See `data.batches.gather`.
+          shift: `[U, d]`, by which the vectors of the step's items are moved.
+
+        Returns:
+          The loss, and the vectors.
+
+        References:
+          - R-Drop: Liang et al., 2021, arXiv:2106.14448, equations 2 to 4, halved.
+        """
+        twice = self.regularization.consistency if self.stage != "ranking" else 0.0
+        steps = [self._step(inputs, True, turn, shift) for turn in range(2 if twice else 1)]
+        total = sum(self._weighted(step) for step in steps) / len(steps)
+        if twice:
+            total += twice / 2 * self._consistency(*steps)
+        live = self.trained_bert
+        penalties = [*self.losses, *(live.bert.losses if live else ())]
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return total + sum(penalties) / replicas, steps[0].vectors
+
+    def _weighted(self, step):
+        settings, total = self.settings, 0.0
         if self.stage != "ranking":
             total += settings.retrieval * self._retrieval(step)
         if settings.ranking and self.stage != "retrieval":
@@ -141,36 +179,64 @@ class Recommender(TwoStage):
         )
         return self._mean("retrieval", losses, weight)
 
+    def _consistency(self, one, other):
+        """How far the choices among the step's negatives are from each other that two
+        passes over the same targets make: the mean of both divergences."""
+        logits, real = zip(*(self._choice(step) for step in (one, other)), strict=True)
+        there, back = (tasks.divergence(*pair, real[0]) for pair in (logits, logits[::-1]))
+        weight = tf.reshape(one.positive, [-1])
+        return self._mean("consistency", (there + back) / 2, weight)
+
+    def _choice(self, step):
+        """The retrieval's logits of each target and of the step's negatives, `[n, 1 + K]`,
+        and which of them are real."""
+        shared = step.at["negatives"]
+        own = tf.gather(step.pooled, step.at["target"])
+        cosine = tf.concat(
+            [
+                tf.reduce_sum(step.query * own, -1, keepdims=True),
+                tf.einsum("btd,kd->btk", step.query, tf.gather(step.pooled, shared)),
+            ],
+            -1,
+        )
+        real = ~tf.gather(step.taken, shared, axis=1)[:, None]
+        real = tf.broadcast_to(real, tf.shape(cosine[..., 1:]))
+        real = tf.pad(real, [[0, 0], [0, 0], [1, 0]], constant_values=True)
+        flat = lambda value: tf.reshape(value, [-1, tf.shape(value)[-1]])
+        return flat(tf.exp(self.retrieval.log_scale) * cosine), flat(real)
+
     def train_step(self, inputs):
         """One step of the optimizer; reports means over the epoch so far."""
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(inputs, training=True)
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            live = self.trained_bert
-            penalties = [*self.losses, *(live.bert.losses if live else ())]
-            total = loss + sum(penalties) / replicas
         variables = self.trainable_variables
-        pairs = zip(tape.gradient(total, variables), variables, strict=True)
+        total, found = gradients.of(self, inputs, variables)
+        pairs = zip(found, variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
         # A mean over replicas of each one's share is one replica's part of the sum.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.meters["loss"].update_state(total * tf.cast(replicas, tf.float32))
         self.steps.assign_add(1)
         return {name: meter.result() for name, meter in self._shown()}
 
     def _shown(self):
         """The meters of the losses that are trained."""
+        weights = dict(self.settings) | dict(self.regularization)
         for name, meter in self.meters.items():
-            stage = "retrieval" if name == "retrieval" else "ranking"
-            if name == "loss" or (
-                getattr(self.settings, name) and self.stage in (stage, "both")
-            ):
+            of_retrieval = name in ("retrieval", "consistency")
+            stage = "retrieval" if of_retrieval else "ranking"
+            if name == "loss" or (weights[name] and self.stage in (stage, "both")):
                 yield name, meter
 
     @property
     def metrics(self):
         return list(self.meters.values())
 
-    def _step(self, batch, training) -> Step:
+    def positive(self, batch):
+        """`[B, T]` weight of the targets that are positive; 0 elsewhere."""
+        label = batch["target_feedback"]
+        positive = tf.reduce_any(label[..., None] == self.positives, -1)
+        return batch["weight"] * tf.cast(positive, tf.float32)
+
+    def _step(self, batch, training, turn=0, shift=None) -> Step:
         # The same on every replica: negatives are shared.
         drawn = sampling.negatives(self.known_items, self.settings.negatives, self._seed(0))
         items, at = sampling.each_once(
@@ -180,7 +246,14 @@ class Recommender(TwoStage):
                 "negatives": drawn,
             }
         )
+        if training:
+            batch = self._thinned(batch)
         features = self.items.rows(items, without=("text",))
+        if "text_mask" in features:
+            # The vector has a text as a whole or not at all.
+            whole = tf.reduce_any(features["text_mask"], -1, keepdims=True)
+            features["text_mask"] = whole
+        features = self._some(features, training, 16)
         if training and (live := self.trained_bert):
             features["text_mean"] = live.means(
                 features["text_mean"], items, at["target"], self._seed(4)
@@ -189,22 +262,24 @@ class Recommender(TwoStage):
         learned = training and self.stage != "ranking"
         still = tf.identity if self.stage != "ranking" else tf.stop_gradient
         vectors = self.item_tower.vector(features, training=learned)
+        if shift is not None:
+            vectors += shift
+        there = batch["history"] >= 0
         user = {
-            "profile": self.users.rows(batch["user"]),
-            "events": tf.gather(vectors, at["history"]),
-            "mask": batch["history"] >= 0,
+            "profile": self._some(self.users.rows(batch["user"]), training, 32),
+            "events": tf.where(there[..., None], tf.gather(vectors, at["history"]), 0.0),
+            "mask": there,
             "feedback": batch["history_feedback"],
             "time": batch["history_time"],
         }
         tokens, prefix = self.user_tower(user, training=learned)
         seen, time = batch["target_seen"], batch["target_time"]
         gaps = request_gap(batch["history_time"], seen, time)
-        label = batch["target_feedback"]
-        positive = tf.reduce_any(label[..., None] == self.positives, -1)
         return Step(
             batch=batch,
             items=items,
             at=at,
+            vectors=vectors,
             event=self.item_tower.event(vectors, features["id"], training=training),
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(vectors)),
@@ -212,7 +287,7 @@ class Recommender(TwoStage):
             taken=sampling.taken(
                 self.positives_of, batch["user"], items, self.frequency.shape[0]
             ),
-            positive=batch["weight"] * tf.cast(positive, tf.float32),
+            positive=self.positive(batch),
             training=training,
         )
 
@@ -276,6 +351,23 @@ class Recommender(TwoStage):
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         return self._mean("feedback", losses, weight)
 
+    def _thinned(self, batch):
+        """The batch with less of its histories."""
+        settings, history = self.regularization, batch["history"]
+        if settings.event_crop:
+            history = augmentation.cropped(history, settings.event_crop, self._seed(5))
+        if settings.event_dropout:
+            share = settings.event_dropout
+            history = augmentation.without_events(history, share, self._seed(6))
+        return {**batch, "history": history}
+
+    def _some(self, features, training, stream: int):
+        """Features with fewer tokens where it is learned to do with fewer."""
+        share = self.regularization.token_dropout if training else 0.0
+        if not share:
+            return features
+        return augmentation.without_tokens(features, share, self._seed(stream))
+
     def _seed(self, stream: int):
         """Of one of a step's draws."""
         return tf.stack([tf.cast(self.seed, tf.int64) + stream, self.steps])
@@ -302,6 +394,7 @@ class Recommender(TwoStage):
         parts = [tf.reshape(pairs, [-1])] + ([] if shared is None else [shared])
         unique, index = tf.unique(tf.concat(parts, 0))
         rows = self.items.rows(tf.gather(step.items, unique))
+        rows = self._some(rows, step.training, 48)
         # Projected once, however many targets an item is a candidate of.
         side = self.scorer.item_side(*self.item_tower(rows, training=step.training))
         user = self.scorer.user_side(user.tokens, user.mask)

@@ -139,15 +139,20 @@ def pointwise(scores, mask, smoothing: float = 0.0):
 
 
 def distilled(student, teacher, mask):
-    """How far one order is from another's: `KL(softmax(teacher) ‖ softmax(student))`, where
-    no gradient flows to the teacher.
+    """How far one order is from another's, where no gradient flows to the teacher.
 
     References:
       - Hinton et al., 2015, arXiv:1503.02531, at temperature 1.
     """
+    return divergence(tf.stop_gradient(teacher), student, mask)
+
+
+def divergence(logits, others, mask):
+    """`KL(softmax(logits) ‖ softmax(others))`: `[n, C]` each, and `[n, C]` True for real
+    candidates, to `[n]`."""
     log = lambda logits: tf.nn.log_softmax(tf.where(mask, logits, -1e9))
-    teacher = log(tf.stop_gradient(teacher))
-    return tf.reduce_sum(tf.exp(teacher) * (teacher - log(student)), -1)
+    logits, others = log(logits), log(others)
+    return tf.reduce_sum(tf.exp(logits) * (logits - others), -1)
 
 
 def _binary(logits, label: float, smoothing: float):
