@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,12 @@ CHECKED = 64
 
 
 def run(
-    run_folder: Path, base: Path, *, version: int | None = None, items: Path | None = None
+    run_folder: Path,
+    base: Path,
+    *,
+    version: int | None = None,
+    items: Path | None = None,
+    others: Sequence[Path] = (),
 ) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
 
@@ -22,16 +28,23 @@ def run(
       base: The model's folder.
       version: The next free one by default.
       items: A table of items that the run has not seen, to be recommended too.
+      others: Further runs, whose weights are averaged with its own.
 
     Raises:
-      ValueError: When the run is not finished, the version exists, there is something
-        wrong with `items`, or the answers differ.
+      ValueError: When a run is not finished, the version exists, there is something
+        wrong with `items` or `others`, or the answers differ.
     """
-    from tfrec_attn import runs
+    from tfrec_attn import averages, evaluate, runs
     from tfrec_attn.serve import export, parity
 
     version = export.free_version(base, version)
     model, prepared = runs.load(run_folder, items)
+    if others:
+        train = prepared.config.train
+        measure = lambda: evaluate.evaluate(
+            model, prepared, "validation", most=train.validation_queries
+        )[train.monitor].mean()
+        averages.average(model, [run_folder, *others], measure)
     rows = np.unique(np.linspace(0, len(prepared.users) - 1, CHECKED).astype(int))
     want = parity.trained(model, prepared, rows=rows)
     graph = served(model, prepared)
@@ -101,12 +114,26 @@ def main(argv=None) -> int:
     add("--to", type=Path, required=True, help="model folder, e.g. saved_models/movielens")
     add("--version", type=int, help="the next free one by default")
     add("--items", type=Path, help="table of new items, to be recommended by what they are")
+    add(
+        "--average",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs that went on from the same weights, averaged with those of --run",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # TensorFlow renames inner inputs that nobody sees, and says so at length.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        path = run(args.run, args.to, version=args.version, items=args.items)
+        path = run(
+            args.run,
+            args.to,
+            version=args.version,
+            items=args.items,
+            others=args.average,
+        )
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.export: {error}", file=sys.stderr)
         return 2
