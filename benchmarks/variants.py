@@ -37,7 +37,9 @@ def train(out: Path, seed: int, sets: list[str], arguments: list[str]) -> dict:
         command = [sys.executable, "-m", "tfrec_attn.train", *arguments, *flags]
         begun = time.monotonic()
         resume = ["--resume"] if out.exists() else []
-        subprocess.run([*command, "--out", str(out), *resume], check=True)
+        subprocess.run(
+            [*command, "--out", str(out), *resume], check=True, stdout=subprocess.DEVNULL
+        )
         metrics = json.loads((out / "metrics.json").read_text("utf-8"))
         *_, served = metrics["test"].values()
         result = {

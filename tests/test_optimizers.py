@@ -25,11 +25,24 @@ def test_the_rate_rises_to_its_peak_and_falls():
 def test_a_variable_moves_by_its_share_of_the_rate(share):
     """Adam's first step is the rate, whatever the gradient."""
     one, other = tf.Variable(1.0), tf.Variable(1.0)
-    adam = optimizers.AdamW(0.01, shares=[(one, share)], weight_decay=0.0)
+    adam = optimizers.AdamW(0.01, shares=[(one, share, 0)], weight_decay=0.0)
     adam.apply_gradients([(tf.constant(7.0), one), (tf.constant(-2.0), other)])
     np.testing.assert_allclose([one, other], [1 - 0.01 * share, 1.01], atol=1e-6)
     assert isinstance(adam, tf_keras.optimizers.AdamW)
     assert float(adam.learning_rate) == pytest.approx(0.01)
+
+
+def test_a_variable_stays_until_it_begins():
+    one, other = tf.Variable(1.0), tf.Variable(1.0)
+    adam = optimizers.AdamW(0.01, shares=[(one, 2.0, 3)], weight_decay=0.0)
+    found = []
+    for _ in range(5):
+        adam.apply_gradients([(tf.constant(7.0), one), (tf.constant(7.0), other)])
+        found.append((float(one), float(other)))
+    steps = np.arange(1, 6)
+    np.testing.assert_allclose([f[1] for f in found], 1 - 0.01 * steps, atol=1e-5)
+    late = np.maximum(steps - 3, 0)
+    np.testing.assert_allclose([f[0] for f in found], 1 - 0.02 * late, atol=1e-5)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

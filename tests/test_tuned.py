@@ -73,8 +73,11 @@ ALL = [
         (["bert.tuning=adalora"], 1),
         (["bert.tuning=lora"], 2),
         (["bert.tuning=lora", *ALL], 1),
+        (["bert.tuning=adalora", "train.precision=float16"], 1),
+        (["bert.tuning=all", "bert.unfreeze=1", "bert.chunk=2", "bert.recompute=true"], 1),
+        (["bert.tuning=prefix", "bert.xla=true", "train.precision=bfloat16"], 1),
     ],
-    ids=["adalora", "lora", "all"],
+    ids=["adalora", "lora", "against overfitting", "float16", "memory", "compiled"],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     worded, tmp_path, monkeypatch, sets, done
@@ -84,6 +87,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     test_line.train_until(done, monkeypatch, arguments(worded, out, *sets))
     assert train.main([*arguments(worded, out, *sets), "--resume"]) == 0
     test_line.check_same_history(out, tmp_path / "whole")
+
+
+def test_in_the_first_epoch_of_gradual_unfreezing_only_the_last_block_moves(
+    worded, tmp_path
+):
+    sets = "bert.tuning=all", "bert.unfreeze=1", "train.epochs=1", "loss.ranking=0"
+    assert train.main(arguments(worded, tmp_path, *sets)) == 0
+    kept = safetensors.load_file(tmp_path / "bert-delta.safetensors")
+    start = tuning.delta(pipeline.tuned(runs.config_lib.load(tmp_path / "config.toml")))
+    moved = {name for name, value in kept.items() if (value != start[name]).any()}
+    assert moved
+    assert {name for name in kept if "layer_._1/" in name} >= moved
+    # A key's bias moves nothing.
+    assert len([name for name in kept if "layer_._1/" in name]) - len(moved) <= 1
 
 
 def test_two_replicas_train_one_bert_whose_ranks_are_cut(worded, tmp_path):

@@ -132,6 +132,13 @@ class Bert(_Section):
       decay: Factor of that rate from each block to the one below it.
       live: Items of a step whose texts pass through BERT; of the others it is known what
         BERT said after the last epoch.
+      chunk: Live texts that pass at once, for the memory of as many; each passes twice. 0
+        takes all at once.
+      recompute: Whether BERT's blocks are computed again in the backward pass, for the
+        memory of one.
+      xla: Whether BERT is compiled by XLA, for which texts are padded to one length.
+      unfreeze: Epochs after which each block begins to train, once the one above it has;
+        the last block begins with the training, and 0 lets all begin.
     """
 
     tuning: str = "frozen"
@@ -139,6 +146,10 @@ class Bert(_Section):
     learning_rate: float = pydantic.Field(2e-5, gt=0)
     decay: float = pydantic.Field(1.0, gt=0, le=1)
     live: Positive = 64
+    chunk: int = pydantic.Field(0, ge=0)
+    recompute: bool = False
+    xla: bool = False
+    unfreeze: int = pydantic.Field(0, ge=0)
 
     @pydantic.field_validator("tuning")
     @classmethod
@@ -302,6 +313,8 @@ class Train(_Section):
       warmup: Share of all steps over which the rate rises; it decays as a cosine after.
       weight_decay: Of AdamW.
       clip: Largest global norm of a gradient.
+      precision: Of BERT's maps while it is trained: float32, or half of it, which GPUs are
+        faster with; weights, norms and losses stay float32, and so does what is served.
       monitor: Validation metric that early stopping and the kept weights follow.
       validation_queries: Queries of the validation fold that `monitor` is measured on,
         drawn where there are more.
@@ -318,6 +331,7 @@ class Train(_Section):
     warmup: float = pydantic.Field(0.05, ge=0, lt=1)
     weight_decay: float = pydantic.Field(0.01, ge=0)
     clip: float = pydantic.Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     monitor: str = "ndcg@10"
     validation_queries: Positive = 2000
     patience: Positive = 10

@@ -115,8 +115,16 @@ def run_stage(
     live = model.trained_bert
     steps = per_epoch * epochs
     with model.distribute_strategy.scope():
-        average = model.regularization.average
-        model.compile(optimizer=optimizers.make(settings, steps, live, average))
+        optimizer = optimizers.make(
+            settings,
+            steps,
+            live,
+            average=model.regularization.average,
+            every=live.unfreeze * per_epoch if live else 0,
+        )
+        if settings.precision == "float16" and live:
+            optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)
+        model.compile(optimizer=optimizer)
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
     keeper.watch(resume)

@@ -11,7 +11,9 @@ from tfrec_attn.model import tuning
 from tfrec_attn.model.texts import Live
 
 
-def make(settings: Any, steps: int, live: Live | None, average: float = 0.0) -> "AdamW":
+def make(
+    settings: Any, steps: int, live: Live | None, *, average: float = 0.0, every: int = 0
+) -> "AdamW":
     """The optimizer of a stage; a BERT has rates of its own and is not pulled to 0.
 
     Args:
@@ -19,11 +21,18 @@ def make(settings: Any, steps: int, live: Live | None, average: float = 0.0) -> 
       steps: Of the stage.
       live: The BERT that is trained in it.
       average: Decay of the weights' moving average; 0 for none.
+      every: Steps after which a block of that BERT begins, once the one above it has.
+
+    References:
+      - Howard and Ruder, 2018, arXiv:1801.06146, section 3.3 (gradual unfreezing).
     """
     rates = live.rates if live else []
     made = AdamW(
         schedule(steps, settings),
-        shares=[(variable, peak / settings.learning_rate) for variable, peak in rates],
+        shares=[
+            (one.variable, one.peak / settings.learning_rate, every * one.below)
+            for one in rates
+        ],
         felt=[
             weight
             for layer in (tuning.ranked(live.bert) if live else ())
@@ -34,7 +43,7 @@ def make(settings: Any, steps: int, live: Live | None, average: float = 0.0) -> 
         use_ema=average > 0,
         ema_momentum=average,
     )
-    made.exclude_from_weight_decay([variable for variable, _ in rates])
+    made.exclude_from_weight_decay([one.variable for one in rates])
     return made
 
 
@@ -51,14 +60,20 @@ def schedule(
     )
 
 
+def adam(model) -> "AdamW":
+    """The optimizer of a compiled model, without what scales its loss."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 @contextlib.contextmanager
 def averaged(model) -> Iterator[None]:
     """A compiled model with the moving averages of its weights, where they are kept."""
-    if not model.optimizer.use_ema:
+    optimizer = adam(model)
+    if not optimizer.use_ema:
         yield
         return
     kept = [(variable, variable.numpy()) for variable in model.trainable_variables]
-    model.optimizer.finalize_variable_values([variable for variable, _ in kept])
+    optimizer.finalize_variable_values([variable for variable, _ in kept])
     try:
         yield
     finally:
@@ -72,7 +87,8 @@ class AdamW(tf_keras.optimizers.AdamW):
 
     Args:
       rate: The schedule.
-      shares: Variables and their factors of the rate; all others have 1.
+      shares: Variables, their factors of the rate, and the step at which they begin; all
+        others have 1 and 0.
       felt: Variables whose weights' `sensitivity` is wanted.
 
     References:
@@ -84,8 +100,7 @@ class AdamW(tf_keras.optimizers.AdamW):
 
     def __init__(self, rate, *, shares=(), felt=(), **kwargs):
         super().__init__(rate, **kwargs)
-        factors = {self._var_key(variable): share for variable, share in shares}
-        self._share_of = lambda variable: factors.get(self._var_key(variable), 1.0)
+        self._shares = {self._var_key(variable): rest for variable, *rest in shares}
         self._felt, self._slots = list(felt), {}
 
     @property
@@ -129,12 +144,18 @@ class AdamW(tf_keras.optimizers.AdamW):
             v=self._velocities[place].handle,
             beta1_power=beta1**step,
             beta2_power=beta2**step,
-            lr=real(self.learning_rate * self._share_of(variable)),
+            lr=real(self._rate(variable)),
             beta1=beta1,
             beta2=beta2,
             epsilon=real(self.epsilon),
             grad=tf.convert_to_tensor(gradient),
         )
+
+    def _rate(self, variable):
+        """Of this step."""
+        share, begin = self._shares.get(self._var_key(variable), (1.0, 0))
+        rate = self.learning_rate * share
+        return tf.where(self.iterations >= begin, rate, 0.0) if begin else rate
 
     def sensitivity(self, variable):
         """Of each weight of a `felt` variable."""
@@ -176,4 +197,4 @@ class Budget(tf_keras.callbacks.Callback):
 
     def _cut(self, step):
         if self.layers and self.at(step) < sum(layer.size for layer in self.layers):
-            tuning.cut(self.layers, self.at(step), self.model.optimizer.sensitivity)
+            tuning.cut(self.layers, self.at(step), adam(self.model).sensitivity)

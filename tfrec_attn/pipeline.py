@@ -4,13 +4,16 @@ Tables, split, catalogs and encoded texts: all of it is a function of the config
 files that it names, so that `evaluate` and `export` see what `train` saw.
 """
 
+import contextlib
 import dataclasses
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from tfrec_attn import backbones
 from tfrec_attn.arrays import stacked
@@ -303,8 +306,13 @@ def with_items(prepared: Prepared, path: Path) -> Prepared:
     )
 
 
-def build(prepared: Prepared) -> recommender.Recommender:
-    """The untrained model of a prepared run."""
+def build(prepared: Prepared, precision: str = "float32") -> recommender.Recommender:
+    """The untrained model of a prepared run.
+
+    Args:
+      prepared: The run's data.
+      precision: Of a trained BERT's maps.
+    """
     past = prepared.events(prepared.split.train)
     past = past.take(np.flatnonzero(prepared.label_is_positive[past.feedback]))
     sizes = np.bincount(past.user, minlength=len(prepared.users))
@@ -321,11 +329,11 @@ def build(prepared: Prepared) -> recommender.Recommender:
         user_columns=prepared.users.columns,
         frequency=prepared.frequency,
         positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes),
-        live=_live(prepared),
+        live=_live(prepared, precision),
     )
 
 
-def _live(prepared: Prepared) -> texts.Live | None:
+def _live(prepared: Prepared, precision: str) -> texts.Live | None:
     """The BERT that is trained, None where it is frozen."""
     config, settings = prepared.config, prepared.config.bert
     if settings.tuning == "frozen":
@@ -335,10 +343,33 @@ def _live(prepared: Prepared) -> texts.Live | None:
             f"bert.tuning={settings.tuning!r} trains BERT on the texts of items, and there "
             "are none: set schema.items.text and text.backbone, or bert.tuning=frozen."
         )
-    bert = tuned(config)
+    with _computing_in(precision):
+        bert = tuned(config)
+    bert.recompute, bert.xla = settings.recompute, settings.xla
     logger.info("bert.tuning=%s: %s", settings.tuning, tuning.count(bert))
     rates = tuning.rates(bert, settings.learning_rate, settings.decay)
-    return texts.Live(bert, prepared.texts, count=settings.live, rates=rates)
+    # A step's, of which each part has its share.
+    count = -(-settings.live // config.train.accumulate)
+    return texts.Live(
+        bert,
+        prepared.texts,
+        count=count,
+        rates=rates,
+        unfreeze=settings.unfreeze,
+        chunk=settings.chunk,
+        lost=config.regularization.token_dropout,
+    )
+
+
+@contextlib.contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Keras layers that are made here compute so, with weights of float32."""
+    mixed, was = tf_keras.mixed_precision, tf_keras.mixed_precision.global_policy()
+    mixed.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
+    try:
+        yield
+    finally:
+        mixed.set_global_policy(was)
 
 
 def tuned(config: Config) -> bert_lib.Bert:

@@ -78,7 +78,7 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
     logger.info("split %s: %s", prepared.split.name, prepared.split.promise)
     strategy = fit.strategy(config.train.strategy)
     with strategy.scope():
-        model = pipeline.build(prepared)
+        model = pipeline.build(prepared, config.train.precision)
     model.warm_up()
     most = config.train.validation_queries
     validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)

@@ -26,7 +26,15 @@ def live(tmp_path):
     off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     bert = bert_lib.load(write_folder(tmp_path / "bert", random_weights(), **off))
     tuning.tune(bert, "all")
-    return lambda count: texts.Live(bert, TOKENS, count=count, rates=[])
+
+    def made(count, *, drop=0.0, recompute=False, xla=False, **options):
+        bert.recompute, bert.xla = recompute, xla
+        for layer in bert.submodules:
+            if hasattr(layer, "rate"):
+                layer.rate = drop
+        return texts.Live(bert, TOKENS, count=count, rates=[], **options)
+
+    return made
 
 
 def said(bert):
@@ -89,6 +97,76 @@ def test_the_loss_of_live_texts_reaches_bert(live):
     gradients = tape.gradient(loss, made.bert.trainable_weights)
     assert all(g is not None for g in gradients)
     assert sum(bool(np.any(tf.convert_to_tensor(g))) for g in gradients) > 30
+
+
+def gradients(made, seed=(3, 8)):
+    """Of a loss of the live texts, with dropout."""
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            means = made.means(tf.zeros((4, 6)), STEP, AT, tf.constant(seed))
+            loss = tf.reduce_sum(tf.square(means) * tf.range(1.0, 7.0))
+        found = tape.gradient(loss, made.bert.trainable_weights)
+        return loss, [tf.convert_to_tensor(g) for g in found]
+
+    return step()
+
+
+def test_a_pass_that_is_computed_again_has_the_same_gradient(live):
+    """Block by block, with dropout."""
+    plain, other = (gradients(live(9, drop=0.3), seed) for seed in ((3, 8), (3, 9)))
+    again = gradients(live(9, drop=0.3, recompute=True))
+    assert float(plain[0]) == pytest.approx(float(again[0]), rel=1e-6)
+    for one, other in zip(plain[1], again[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert float(other[0]) != pytest.approx(float(plain[0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 2}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("count", [2, 9])
+def test_compiled_it_says_the_same_with_the_same_gradient(live, options, count):
+    """More texts than there are targets are padding."""
+    loss, plain = gradients(live(count))
+    other, compiled = gradients(live(count, xla=True, **options))
+    assert float(loss) == pytest.approx(float(other), rel=1e-5)
+    for one, two in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "recompute"), [(1, False), (2, False), (2, True), (8, False)]
+)
+def test_chunks_have_the_gradient_of_one_pass(live, chunk, recompute):
+    """Without dropout, whose masks are of a chunk."""
+    loss, whole = gradients(live(9))
+    other, parts = gradients(live(9, chunk=chunk, recompute=recompute))
+    assert float(loss) == pytest.approx(float(other), rel=1e-5)
+    for one, two in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert max(np.abs(g).max() for g in whole) > 1e-2
+
+
+def test_the_second_pass_of_a_chunk_drops_what_the_first_did(live):
+    """Against finite differences in one weight: with other masks they would be far off."""
+    made = live(9, drop=0.3, chunk=2)
+    weight = made.bert.model.bert.encoder.layer[0].bert_output.dense.bias
+    place = [v is weight for v in made.bert.trainable_weights].index(True)
+    slopes = gradients(made)[1][place].numpy()
+    most, start = int(np.argmax(np.abs(slopes))), weight.numpy()
+    losses = []
+    for move in (2e-3, -2e-3):
+        weight.assign(start + move * np.eye(6, dtype=np.float32)[most])
+        losses.append(float(gradients(made)[0]))
+    assert (losses[0] - losses[1]) / 4e-3 == pytest.approx(slopes[most], rel=2e-2)
+
+
+def test_lost_pieces_change_what_is_said_and_turns_drop_others(live):
+    made, thin = live(9), live(9, lost=0.5)
+    say = lambda one, turn: one.means(tf.zeros((4, 6)), STEP, AT, [0, 0], turn).numpy()
+    np.testing.assert_array_equal(say(made, 0), say(made, 1))
+    assert np.abs(say(thin, 0) - say(made, 0)).max() > 1e-2
+    assert np.abs(say(thin, 0) - say(thin, 1)).max() > 1e-2
 
 
 def test_texts_are_encoded_anew(live):

@@ -232,3 +232,13 @@ def test_an_unknown_method_is_named_with_the_known_ones(folder, method):
 def test_no_more_blocks_than_there_are(folder, method):
     with pytest.raises(ValueError, match=f"this BERT's 2 blocks. Received: '{method}'"):
         tuning.tune(bert_lib.load(folder), method)
+
+
+def test_the_rate_of_a_block_falls_with_the_blocks_above_it(folder):
+    bert = bert_lib.load(folder)
+    tuning.tune(bert, "all")
+    found = {tuning._name(one.variable): one for one in tuning.rates(bert, 0.4, 0.5)}
+    assert len(found) == len(bert.trainable_weights)
+    for name, one in found.items():
+        below = 0 if "layer_._1/" in name else 1 if "layer_._0/" in name else 2
+        assert (one.below, one.peak) == (below, 0.4 * 0.5**below)

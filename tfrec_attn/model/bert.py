@@ -1,7 +1,6 @@
 """A BERT checkpoint as a layer from token ids to hidden states, and its bulk use.
 
-The only module that imports transformers. Letters: B texts, m token ids a text, d width,
-T token ids of all texts, without padding.
+The only module that imports transformers. Letters: B texts, m token ids a text, d width.
 """
 
 import contextlib
@@ -17,6 +16,7 @@ import tf_keras
 
 from tfrec_attn import backbones
 from tfrec_attn.keras_binding import on_legacy_keras
+from tfrec_attn.model import forward
 
 transformers = on_legacy_keras("transformers")
 
@@ -44,7 +44,8 @@ _UNUSED_HEADS = re.compile(
 class Bert(tf_keras.layers.Layer):
     """Hidden states of a BERT without its pooler.
 
-    Call it with `[B, m]` ids padded with `pad_id`; the `[B, m, d]` float32 result is 0 at
+    Call it with `[B, m]` ids padded with `pad_id`, and in training with the seed `[2]` of
+    its dropout, which is drawn where there is none; the `[B, m, d]` float32 result is 0 at
     padded positions, which take no part in anything.
 
     Attributes:
@@ -53,22 +54,27 @@ class Bert(tf_keras.layers.Layer):
       max_length: Longest row of ids that the checkpoint has positions for.
       vocab_size: Ids are below it.
       pad_id: Id that is not a token.
+      recompute: Whether the backward pass computes each block again, see `forward`.
+      xla: Whether training compiles it, for ids of a static shape.
     """
 
     def __init__(self, model, *, trainable=False):
-        super().__init__(name="bert", trainable=trainable)
+        # Where its maps compute in half precision, the rest does not.
+        super().__init__(name="bert", trainable=trainable, dtype="float32")
         self.model = model
         self.model.trainable = trainable
         self.width = model.config.hidden_size
         self.max_length = model.config.max_position_embeddings
         self.vocab_size = model.config.vocab_size
         self.pad_id = model.config.pad_token_id
+        self.recompute = self.xla = False
         self._chosen = None
 
     def choose(self, variables):
         """Only these are trained from now on; said again where a map was replaced."""
         self._chosen = {id(variable) for variable in variables}
-        self.__dict__.pop("traced", None)
+        for graph in ("traced", "_compiled"):
+            self.__dict__.pop(graph, None)
         self.trainable = self.model.trainable = bool(self._chosen)
 
     @property
@@ -91,95 +97,30 @@ class Bert(tf_keras.layers.Layer):
         graph = tf.function(self, input_signature=[tf.TensorSpec([None, None], tf.int32)])
         return lambda ids: graph(ids)
 
-    def call(self, ids, training=False):
+    def call(self, ids, training=False, seed=None):
         if ids.shape[1] is not None:
             _check_length(ids.shape[1], self.max_length)
         # The first place of a text counts as a piece, so that no text has none.
         real = (ids != self.pad_id) | (tf.range(tf.shape(ids)[1]) == 0)
         # A frozen BERT has no dropout either, whatever trains above it.
-        hidden = _states(self.model, ids, _Packed(real), training and self.trainable)
+        if not (training and self.trainable):
+            hidden = forward.states(self.model, ids, forward.Packed(real))
+        elif self.xla:
+            hidden = self._compiled(ids, real, forward.Dropout(seed).seed)
+        else:
+            hidden = self._trained(ids, forward.Packed(real), forward.Dropout(seed))
         return tf.where((ids != self.pad_id)[..., None], tf.cast(hidden, tf.float32), 0.0)
 
+    def _trained(self, ids, texts, drop):
+        return forward.states(self.model, ids, texts, drop, self.recompute)
 
-class _Packed:
-    """The pieces of all texts in one row, without the padding between them: T pieces.
+    @functools.cached_property
+    def _compiled(self):
+        def run(ids, real, seed):
+            return self._trained(ids, forward.Padded(real), forward.Dropout(seed))
 
-    Args:
-      real: `[B, m]` bool, which places hold a piece; one of each text at least.
-    """
-
-    def __init__(self, real):
-        flat = tf.reshape(real, [-1])
-        self.real = real
-        self.at = tf.squeeze(tf.where(flat), 1)
-        # Of padding, that of the piece before it, which nothing reads.
-        self.row = tf.reshape(tf.cumsum(tf.cast(flat, tf.int32)) - 1, tf.shape(real))
-
-    def pack(self, values):
-        """`[B, m, ..]` to `[T, ..]`."""
-        return tf.gather(tf.reshape(values, [-1, *values.shape[2:]]), self.at)
-
-    def unpack(self, values):
-        """`[T, d]` to `[B, m, d]`, with something or other where the padding is."""
-        return tf.gather(values, self.row)
-
-
-def _states(model, ids, packed, training):
-    """Last hidden states `[B, m, d]` of a `TFBertModel`: its layers, without its calls.
-
-    Its own takes `[B, m, d]` through every map, which TensorFlow computes slowly, and for
-    padding too; here maps see `[T, d]`, and only the attention knows texts.
-
-    References:
-      - Devlin et al., 2018, arXiv:1810.04805; blocks are those of Vaswani et al., 2017,
-        arXiv:1706.03762, section 3.
-    """
-    embed = model.bert.embeddings
-    words = tf.gather(embed.weight, packed.pack(ids))
-    place = tf.broadcast_to(tf.range(tf.shape(ids)[1]), tf.shape(ids))
-    places = tf.gather(embed.position_embeddings, packed.pack(place))
-    x = _normed(words + places + embed.token_type_embeddings[0], embed.LayerNorm)
-    x = embed.dropout(x, training=training)
-    for block in model.bert.encoder.layer:
-        after = block.attention.dense_output
-        found = after.dense(_attended(block.attention.self_attention, x, packed, training))
-        x = _normed(x + after.dropout(found, training=training), after.LayerNorm)
-        inner, after = block.intermediate, block.bert_output
-        found = after.dense(inner.intermediate_act_fn(inner.dense(x)))
-        x = _normed(x + after.dropout(found, training=training), after.LayerNorm)
-    return packed.unpack(x)
-
-
-def _attended(attention, x, packed, training):
-    """`[T, d]`, what each piece takes of its text."""
-    heads, width = attention.num_attention_heads, attention.attention_head_size
-
-    def split(layer):
-        y = packed.unpack(layer(x))
-        # What prefix tuning has before the keys and values of every text.
-        if (first := getattr(layer, "prefix", None)) is not None:
-            first = tf.broadcast_to(first, (tf.shape(y)[0], *first.shape))
-            y = tf.concat([first, y], 1)
-        y = tf.reshape(y, [tf.shape(y)[0], tf.shape(y)[1], heads, width])
-        return tf.transpose(y, [0, 2, 1, 3])
-
-    maps = attention.query, attention.key, attention.value
-    query, key, value = (split(layer) for layer in maps)
-    before = tf.shape(key)[2] - tf.shape(query)[2]
-    seen = tf.pad(packed.real, [[0, 0], [before, 0]], constant_values=True)
-    logits = tf.matmul(query, key, transpose_b=True) * width**-0.5
-    logits += tf.where(seen, 0.0, -1e9)[:, None, None, :]
-    weights = attention.dropout(tf.nn.softmax(logits), training=training)
-    found = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])
-    return tf.reshape(packed.pack(found), [-1, heads * width])
-
-
-def _normed(x, layer):
-    """Layer normalization (arXiv:1607.06450) by the weights of a Keras layer, which itself
-    insists on the number of axes that it was built for."""
-    centred = x - tf.reduce_mean(x, -1, keepdims=True)
-    variance = tf.reduce_mean(tf.square(centred), -1, keepdims=True)
-    return centred * (tf.math.rsqrt(variance + layer.epsilon) * layer.gamma) + layer.beta
+        graph = tf.function(run, jit_compile=True)
+        return lambda *given: graph(*given)
 
 
 def _check_length(length, limit):

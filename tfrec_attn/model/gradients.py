@@ -18,7 +18,8 @@ def of(model, batch, variables):
       variables: What trains.
 
     Returns:
-      The objective, and its gradient by each variable, None where it has none.
+      The objective, and its gradient by each variable, None where it has none; times the
+      optimizer's loss scale, where it has one.
     """
     if model.parts == 1:
         return _of_part(model, batch, variables)
@@ -51,17 +52,19 @@ def _parts(model, batch) -> Iterator[tuple[dict, tf.Tensor]]:
 
 def _of_part(model, part, variables, share=None):
     scaled = lambda loss: loss if share is None else loss * share
+    # The gradient of the loss times a number begins with that number.
+    scale = getattr(getattr(model, "optimizer", None), "loss_scale", None)
     with tf.GradientTape() as tape:
         loss, vectors = model.objective(part)
         loss = scaled(loss)
     length = model.regularization.adversarial
     if not length or model.stage == "ranking":
-        return loss, tape.gradient(loss, variables)
-    *found, felt = tape.gradient(loss, [*variables, vectors])
+        return loss, tape.gradient(loss, variables, scale)
+    *found, felt = tape.gradient(loss, [*variables, vectors], scale)
     with tf.GradientTape() as tape:
         moved, _ = model.objective(part, _worst(vectors, felt, length))
         moved = scaled(moved)
-    more = tape.gradient(moved, variables)
+    more = tape.gradient(moved, variables, scale)
     both = [None if g is None else g / 2 for g in map(_added, found, more)]
     return (loss + moved) / 2, both
 

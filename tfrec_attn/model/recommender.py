@@ -209,6 +209,8 @@ class Recommender(TwoStage):
         """One step of the optimizer; reports means over the epoch so far."""
         variables = self.trainable_variables
         total, found = gradients.of(self, inputs, variables)
+        if hasattr(self.optimizer, "loss_scale"):
+            found = self.optimizer.get_unscaled_gradients(found)
         pairs = zip(found, variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
         # A mean over replicas of each one's share is one replica's part of the sum.
@@ -256,7 +258,7 @@ class Recommender(TwoStage):
         features = self._some(features, training, 16)
         if training and (live := self.trained_bert):
             features["text_mean"] = live.means(
-                features["text_mean"], items, at["target"], self._seed(4)
+                features["text_mean"], items, at["target"], self._seed(4), turn
             )
         # The ranking on its own takes the towers as they are served.
         learned = training and self.stage != "ranking"
@@ -296,7 +298,8 @@ class Recommender(TwoStage):
         knows already where the retrieval's logit is part of the score, as on the targets
         that trained it the retrieval is surer than it ever is again."""
         settings = self.settings
-        pick = sampling.targets(step.positive, settings.ranked_targets, self._seed(1))
+        count = self._in_part(settings.ranked_targets)
+        pick = sampling.targets(step.positive, count, self._seed(1))
         own = lambda value: tf.gather(value, pick[:, 0])
         target = tf.gather_nd(step.at["target"], pick)
         query, taken = tf.gather_nd(step.query, pick), own(step.taken)
@@ -335,7 +338,7 @@ class Recommender(TwoStage):
 
     def _feedback(self, step):
         """Targets of all labels, also of those that nothing is retrieved for."""
-        weight, count = step.batch["weight"], self.settings.labelled_targets
+        weight, count = step.batch["weight"], self._in_part(self.settings.labelled_targets)
         pick = sampling.targets(weight, count, self._seed(3))
         target, label, weight = (
             tf.gather_nd(value, pick)
@@ -350,6 +353,10 @@ class Recommender(TwoStage):
         logits = self.feedback(user.query, tf.gather(step.pooled, target), score)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
         return self._mean("feedback", losses, weight)
+
+    def _in_part(self, count: int) -> int:
+        """Of what a step has so many of."""
+        return -(-count // self.parts)
 
     def _thinned(self, batch):
         """The batch with less of its histories."""

@@ -3,7 +3,7 @@
 Letters: N texts, m token ids a text, W words, L live texts of a step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrec_attn.arrays import stacked
+from tfrec_attn.model import augmentation
 from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.model.chunks import in_chunks
 from tfrec_attn.model.tokenizer import WordPiece
 from tfrec_attn.model.towers import masked_mean
+from tfrec_attn.model.tuning import Rate
 
 
 class Tokens(NamedTuple):
@@ -102,35 +105,82 @@ class Live:
       bert: Tuned, see `tuning`.
       tokens: Of all items.
       count: L, most live texts of a step.
-      rates: What trains of the BERT, each with its peak learning rate.
+      rates: What trains of the BERT; see `tuning.rates`.
+      unfreeze: Epochs after which a block begins to train, once the one above it has.
+      chunk: Texts that pass at once, see `chunks`; 0 for all L.
+      lost: Share of pieces that are left out.
     """
 
-    def __init__(self, bert, tokens: Tokens, *, count: int, rates):
-        self.bert, self.tokens, self.count, self.rates = bert, tokens, count, rates
+    def __init__(
+        self,
+        bert,
+        tokens: Tokens,
+        *,
+        count: int,
+        rates: Sequence[Rate],
+        unfreeze: int = 0,
+        chunk: int = 0,
+        lost: float = 0.0,
+    ):
+        self.bert, self.tokens, self.count = bert, tokens, count
+        self.rates, self.unfreeze = rates, unfreeze
+        self.chunk, self.lost = chunk, lost
         self.ids = tf.constant(tokens.ids, tf.int32)
         self.real = tf.constant((tokens.words != "").any(1))
 
-    def means(self, means, rows, at, seed):
+    def means(self, means, rows, at, seed, turn: int = 0):
         """`text_mean` of a step's items, of some of them with a gradient.
 
         Args:
           means: `[U, width]` as they were encoded last.
           rows: `[U]` item rows.
           at: Places among the U items, of any shape: those to choose from.
-          seed: Of the choice.
+          seed: `[2]` of the choice, and of what is dropped.
+          turn: Of several passes over the same choice, which drop other things.
         """
         places, _ = tf.unique(tf.reshape(at, [-1]))
         chance = tf.random.stateless_uniform(tf.shape(places), seed)
         places = tf.gather(places, tf.argsort(chance)[: self.count])
         chosen = tf.gather(rows, places)
-        ids = tf.gather(self.ids, chosen)
-        there = ids != self.tokens.pad_id
-        # As long as the longest of them.
-        length = tf.reduce_max(tf.math.count_nonzero(there, 1, dtype=tf.int32))
-        hidden = self.bert(ids[:, :length], training=True)
-        live = masked_mean(hidden, there[:, :length])
+        ids = self._cut(tf.gather(self.ids, chosen))
+        seed = tf.random.experimental.stateless_fold_in(seed, 1 + turn)
+        if self.lost:
+            lost = tf.random.experimental.stateless_fold_in(seed, 0)
+            pad = self.tokens.pad_id
+            ids = augmentation.without_pieces(ids, pad, self.lost, lost)
+        live = self._passed(ids, seed)[: tf.shape(places)[0]]
         live = tf.where(tf.gather(self.real, chosen)[:, None], live, 0.0)
         return tf.tensor_scatter_nd_update(means, places[:, None], live)
+
+    def _cut(self, ids):
+        """Texts `[N, m]` without the places that are padding in all of them; for XLA always
+        L texts of all places."""
+        pad = self.tokens.pad_id
+        if self.bert.xla:
+            fill = [[0, self.count - tf.shape(ids)[0]], [0, 0]]
+            ids = tf.pad(ids, fill, constant_values=pad)
+            return tf.ensure_shape(ids, [self.count, self.ids.shape[1]])
+        real = tf.math.count_nonzero(ids != pad, 1, dtype=tf.int32)
+        return ids[:, : tf.reduce_max(real)]
+
+    def _passed(self, ids, seed):
+        """The mean states `[L, width]` of texts `[L, m]`, chunk by chunk if so wished."""
+
+        def say(ids, number):
+            part = tf.random.experimental.stateless_fold_in(seed, number)
+            hidden = self.bert(ids, training=True, seed=part)
+            return masked_mean(hidden, ids != self.tokens.pad_id)
+
+        if not self.chunk:
+            return say(ids, 0)
+        return in_chunks(
+            say,
+            ids,
+            self.chunk,
+            self.bert.trainable_weights,
+            fill=self.tokens.pad_id,
+            width=self.bert.width,
+        )
 
     def refresh(self, tensors: Mapping[str, tf.Variable]) -> None:
         """Encodes all texts anew, into the item features."""

@@ -8,7 +8,7 @@ p length of a prefix, w width of an adapter.
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -316,7 +316,15 @@ def count(bert) -> str:
     return f"{trained:,} weights of BERT train ({share:.2%})"
 
 
-def rates(bert, rate: float, decay: float) -> list[tuple[tf.Variable, float]]:
+class Rate(NamedTuple):
+    """How a variable trains: its peak learning rate, and how many blocks are above it."""
+
+    variable: tf.Variable
+    peak: float
+    below: int
+
+
+def rates(bert, rate: float, decay: float) -> list[Rate]:
     """What trains and its rate: each block's is `decay` times that of the block above.
 
     References:
@@ -327,8 +335,8 @@ def rates(bert, rate: float, decay: float) -> list[tuple[tf.Variable, float]]:
     for name, variable in _named(bert).items():
         block = re.search(r"layer_(?:\._)?(\d+)/", name)
         below = top - int(block[1]) if block else top + 1
-        found.append((variable, rate * decay**below))
-    return [(variable, value) for variable, value in found if variable.trainable]
+        found.append(Rate(variable, rate * decay**below, below))
+    return [one for one in found if one.variable.trainable]
 
 
 def _named(bert) -> dict[str, tf.Variable]:
