@@ -305,6 +305,10 @@ class Train(_Section):
       epochs: At most so many passes over the training targets.
       ranking_epochs: At most so many more, in which the ranking and the feedback are
         trained and the retrieval stays as it is; 0 trains all together in `epochs`.
+      replay: Of a training that goes on from another (`--from`), the share of old targets
+        that are trained beside the new ones.
+      pull: Of such a training, the factor of the squared distance to the old weights in the
+        loss.
       batch_size: Examples of a step, over all replicas; of the ranking's own stage see
         `loss.ranked_targets`.
       accumulate: Parts of a batch that pass one after another and have their gradients
@@ -325,6 +329,8 @@ class Train(_Section):
 
     epochs: Positive = 60
     ranking_epochs: int = pydantic.Field(8, ge=0)
+    replay: float = pydantic.Field(0.2, ge=0, le=1)
+    pull: float = pydantic.Field(0.0, ge=0)
     batch_size: Positive = 64
     accumulate: Positive = 1
     learning_rate: float = pydantic.Field(2e-3, gt=0)
@@ -405,8 +411,14 @@ class Config(_Section):
         return self
 
 
-def load(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
-    """Reads a TOML file, then applies `section.field=value` overrides in order.
+def load(
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    without: Iterable[str] = (),
+) -> Config:
+    """Reads a TOML file, but for the sections `without`, then applies
+    `section.field=value` overrides in order.
 
     Raises:
       ValueError: On TOML that does not parse, an unknown setting or a value that breaks
@@ -419,6 +431,8 @@ def load(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Confi
             settings = tomllib.loads(Path(path).read_text("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not TOML: {error}") from error
+    for section in without:
+        settings.pop(section, None)
     for override in overrides:
         _apply(settings, override)
     return validate(settings)
@@ -430,6 +444,16 @@ def validate(settings: Mapping[str, Any]) -> Config:
         return Config.model_validate(settings)
     except pydantic.ValidationError as error:
         raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Plain nested settings as one level, `section.field` to value."""
+    if not isinstance(settings, dict):
+        return {name: settings}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{name}.{key}" if name else key)
+    return found
 
 
 def _apply(settings: dict[str, Any], override: str) -> None:

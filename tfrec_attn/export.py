@@ -63,7 +63,8 @@ def run(
                 f"published: {len(wrong)} of {len(rows)} users differ; {wrong[0]}"
             )
 
-    return export.write(graph, base, version, check=check)
+    keep = lambda folder: runs.keep_for_later(model, run_folder, folder)
+    return export.write(graph, base, version, check=check, keep=keep)
 
 
 def served(model, prepared):

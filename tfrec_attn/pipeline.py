@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import backbones
+from tfrec_attn import backbones, incremental
 from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
@@ -24,6 +24,9 @@ from tfrec_attn.model import assembly, recommender, texts, tuning
 from tfrec_attn.model import bert as bert_lib
 
 logger = logging.getLogger(__name__)
+
+# Targets that stand for none, of an item that can be a negative.
+RARE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Prepared:
       texts: Of the items, None where there are none.
       frequency: Share of each item among the training targets; of the first items, where
         `with_items` has added others.
+      past: What an earlier training knew; None where the run is the first.
+      old: `[interactions]` bool, which events that training had; None where none is.
     """
 
     config: Config
@@ -50,6 +55,8 @@ class Prepared:
     user_features: dict[str, np.ndarray]
     texts: texts.Tokens | None
     frequency: np.ndarray
+    past: incremental.Past | None = None
+    old: np.ndarray | None = None
 
     @property
     def words(self) -> np.ndarray:
@@ -82,7 +89,8 @@ class Prepared:
         """Windows over the training fold. Its events are all targets of the feedback head,
         the positive ones of retrieval and ranking too."""
         past, settings = self.events(self.split.train), self.config.examples
-        return examples.make(past, past, length=settings.history, count=settings.targets)
+        goal = self.events(_learned(self.config, self.split, self.old))
+        return examples.make(past, goal, length=settings.history, count=settings.targets)
 
     def held_out(self, fold: str) -> examples.Examples:
         """One example for each new positive event of `validation` or `test`: what the
@@ -104,6 +112,16 @@ class Prepared:
         goal = self.events(getattr(self.split, fold))
         seen = _pairs(past, len(self.items))
         return past, goal, ~np.isin(_pairs(goal, len(self.items)), seen)
+
+
+def _learned(config: Config, split: splits.Split, old: np.ndarray | None) -> np.ndarray:
+    """Rows of the training fold that are targets: all, or where a training goes on the new
+    ones and some of the old, which its seed chooses."""
+    if old is None:
+        return split.train
+    chance = np.random.default_rng(config.train.seed).random(len(old))
+    again = chance < config.train.replay
+    return split.train[(~old | again)[split.train]]
 
 
 def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
@@ -137,16 +155,17 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
 
 
 def prepare(
-    config: Config, out: Path | None = None, learned: tuple[dict, dict] | None = None
+    config: Config, out: Path | None = None, past: incremental.Past | None = None
 ) -> Prepared:
     """Reads, splits and encodes.
 
     Args:
       config: All settings.
       out: The run's folder, which keeps the encoded texts and the rejects.
-      learned: Item and user columns of the trained run, to read the tables its way.
+      past: What a training knew, to read the tables its way.
     """
     config, found = read(config, out)
+    found = past.ordered(found) if past else found
     events = found.interactions
     schema = found.schema
     if len(found.items) == 1:
@@ -154,19 +173,26 @@ def prepare(
             f"The items table has one item, {found.items['id'][0]!r}: a recommender "
             "chooses among several. Look whether schema.items.id is the right column."
         )
-    split = _split(config, events, timed=bool(schema.interactions.time))
+    old = past.is_old(found) if past else None
+    split = _split(config, events, old, timed=bool(schema.interactions.time))
     if not schema.interactions.time:
         later = " There is no time column: later means further down in the file."
         split = dataclasses.replace(split, promise=split.promise + later)
-    items = catalog.make(found.items, schema.items.columns or {}, learned and learned[0])
-    users = catalog.make(
-        found.users, (schema.users and schema.users.columns) or {}, learned and learned[1]
+    kinds = schema.items.columns or {}, (schema.users and schema.users.columns) or {}
+    items, users = (
+        past.read(place, table, kinds[place]) if past else catalog.make(table, kinds[place])
+        for place, table in enumerate((found.items, found.users))
     )
     positive = np.isin(LABELS, config.examples.positives)
-    train = events[split.train]
-    goal = train["item"].to_numpy()[positive[train["feedback"].to_numpy()]]
-    counts = np.bincount(goal, minlength=len(items))
-    if not counts.sum():
+
+    def counted(rows):
+        some = events[rows]
+        goal = some["item"].to_numpy()[positive[some["feedback"].to_numpy()]]
+        return np.bincount(goal, minlength=len(items))
+
+    counts = counted(split.train)
+    targets = counted(_learned(config, split, old)) if old is not None else counts
+    if not targets.sum():
         raise ValueError(
             f"No training event has a label of examples.positives="
             f"{list(config.examples.positives)}. Map feedback or widen the setting."
@@ -186,7 +212,10 @@ def prepare(
         item_features,
         user_features,
         tokens,
-        counts / counts.sum(),
+        # What is learned of, though no target now, can be a negative still.
+        np.maximum(targets, np.minimum(counts, RARE)) / targets.sum(),
+        past,
+        old,
     )
     for fold in ("validation", "test"):
         if repeated := prepared.repeated(fold):
@@ -196,7 +225,7 @@ def prepare(
     return prepared
 
 
-def _split(config: Config, events, *, timed: bool) -> splits.Split:
+def _split(config: Config, events, old, *, timed: bool) -> splits.Split:
     settings = config.split
     if settings.name == "global-time" and not timed:
         raise ValueError(
@@ -215,11 +244,11 @@ def _split(config: Config, events, *, timed: bool) -> splits.Split:
         options["seed"] = settings.seed
     if settings.name == "random":
         options["by_user"] = settings.by_user
-    return splits.split(
-        settings.name.replace("-", "_"),
-        *(events[c].to_numpy() for c in ("user", "item", "time")),
-        **options,
-    )
+    columns = (events[column].to_numpy() for column in ("user", "item", "time"))
+    name = settings.name.replace("-", "_")
+    if old is not None:
+        return splits.going_on(old, name, *columns, **options)
+    return splits.split(name, *columns, **options)
 
 
 def _features(config: Config, table: catalog.Catalog, cache: Path | None):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import backbones, fit, pipeline
+from tfrec_attn import backbones, fit, incremental, pipeline
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
@@ -59,8 +60,10 @@ def require_same(out: Path, prepared: pipeline.Prepared) -> None:
     Raises:
       ValueError: Names each setting that differs, or says that the tables do.
     """
-    was = _flat(config_lib.load(out / "config.toml").model_dump(mode="json", by_alias=True))
-    now = _flat(prepared.config.model_dump(mode="json", by_alias=True))
+    was = config_lib.flat(
+        config_lib.load(out / "config.toml").model_dump(mode="json", by_alias=True)
+    )
+    now = config_lib.flat(prepared.config.model_dump(mode="json", by_alias=True))
     differ = [
         f"  {name}: was {was.get(name)!r}, is {now.get(name)!r}"
         for name in dict.fromkeys([*was, *now])
@@ -73,15 +76,6 @@ def require_same(out: Path, prepared: pipeline.Prepared) -> None:
             "alone read the run's own config), or name another folder by --out."
         )
     _require_same_tables(out, prepared)
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(settings, dict):
-        return {name: settings}
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{name}.{key}" if name else key)
-    return flat
 
 
 def _require_same_tables(out: Path, prepared: pipeline.Prepared) -> None:
@@ -108,7 +102,7 @@ def fingerprint(prepared: pipeline.Prepared) -> str:
 
 
 def begin(out: Path, prepared: pipeline.Prepared) -> None:
-    """Writes what the run stands on: config, schema, learned columns, environment."""
+    """Writes what the run stands on: config, schema, learned columns, rows, environment."""
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     (out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
     (out / "schema.toml").write_text(prepared.tables.schema.to_toml(), "utf-8")
@@ -120,6 +114,7 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
             "tables": fingerprint(prepared),
         },
     )
+    incremental.keep(prepared.tables, prepared.past, out)
     write_json(
         out / "environment.json",
         {
@@ -153,6 +148,15 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
     )
 
 
+def keep_for_later(model, run: Path, version: Path) -> None:
+    """Puts into a version folder what `train --from` needs of its model and run."""
+    place = version / incremental.KEPT
+    place.mkdir(parents=True)
+    for name in ("config.toml", "columns.json", incremental.ROWS, incremental.EVENTS):
+        shutil.copyfile(run / name, place / name)
+    fit.weights(model).write(str(place / "checkpoints" / "best"))
+
+
 def load(run: Path, items: Path | None = None):
     """The trained model and its data; see `untrained`."""
     model, prepared = untrained(run, items)
@@ -161,7 +165,7 @@ def load(run: Path, items: Path | None = None):
 
 
 def untrained(run: Path, items: Path | None = None):
-    """The model of a run as its seed makes it, without the trained weights, and the data.
+    """The model of a run as it began, without the trained weights, and the data.
 
     Args:
       run: Its folder.
@@ -176,15 +180,15 @@ def untrained(run: Path, items: Path | None = None):
             f"{run} holds no trained model. Run tfrec_attn.train --out {run} first."
         )
     config = config_lib.load(run / "config.toml")
-    columns = json.loads((run / "columns.json").read_text("utf-8"))
-    learned = catalog.from_json(columns["items"]), catalog.from_json(columns["users"])
-    prepared = pipeline.prepare(config, run, learned)
+    prepared = pipeline.prepare(config, run, incremental.Past.of(run))
     _require_same_tables(run, prepared)
     if items is not None:
         prepared = pipeline.with_items(prepared, items)
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()
+    if (run / "checkpoints" / f"{incremental.START}.index").exists():
+        incremental.begin(model, run)
     return model, prepared
 
 

@@ -19,6 +19,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--interactions", help="table of interactions")
     p.add_argument("--out", required=True, help="run folder")
     p.add_argument(
+        "--from",
+        dest="base",
+        type=Path,
+        metavar="RUN_OR_VERSION",
+        help="goes on from this trained model with today's tables, by its settings",
+    )
+    p.add_argument(
         "--set",
         action="append",
         default=[],
@@ -36,8 +43,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def settings(args: argparse.Namespace) -> config_lib.Config:
-    """The config of a command line; flags count as overrides before `--set`."""
+    """The config of a command line; flags count as overrides before `--set`.
+
+    Raises:
+      ValueError: See `config.load`; when `--from` and `--config` are both given.
+    """
     path = args.config
+    if args.base and path:
+        raise ValueError(
+            "--from brings the settings of the model that it names: change them by --set, "
+            f"and leave out --config. Received: --config {path}."
+        )
     if args.resume and not (path or args.items or args.interactions):
         path = Path(args.out) / "config.toml"
     flags = {
@@ -48,21 +64,49 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         "train.strategy": args.strategy,
     }
     overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    return config_lib.load(path, [*overrides, *args.set])
+    overrides += args.set
+    if args.base:
+        from tfrec_attn import incremental
+
+        path = incremental.base(args.base) / "config.toml"
+        # Tables by name are the same every day.
+        source = config_lib.load(path).data.source
+        return config_lib.load(path, overrides, without=["data"] if source else [])
+    return config_lib.load(path, overrides)
 
 
-def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
+def run(
+    config: config_lib.Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    base: Path | None = None,
+) -> dict:
     """Trains, evaluates on the test fold once, and writes all of it to `out`.
+
+    Args:
+      config: All settings.
+      out: Run folder.
+      resume: Whether to go on with the training that `out` holds.
+      base: A run or a version to go on from.
 
     Raises:
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
         and the settings or the tables are not those that the training was begun with.
     """
-    from tfrec_attn import evaluate, fit, metrics, pipeline, plots, runs
+    from tfrec_attn import evaluate, fit, incremental, metrics, pipeline, plots, runs
 
     begun = runs.claim(out, resume=resume)
     fit.deterministic(config.train.seed)
-    prepared = pipeline.prepare(config, out)
+    if begun:
+        base, past = None, incremental.Past.of(out)
+    elif base:
+        base = incremental.base(base)
+        incremental.require_same_shape(base, config)
+        past = incremental.Past.of(base, grows=True)
+    else:
+        past = None
+    prepared = pipeline.prepare(config, out, past)
     if begun:
         runs.require_same(out, prepared)
     else:
@@ -80,6 +124,10 @@ def run(config: config_lib.Config, out: Path, *, resume: bool = False) -> dict:
     with strategy.scope():
         model = pipeline.build(prepared, config.train.precision)
     model.warm_up()
+    if base:
+        incremental.grow(model, base, out)
+    if prepared.old is not None:
+        incremental.begin(model, out)
     most = config.train.validation_queries
     validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
     untrained = metrics.summary(validate())
@@ -117,7 +165,7 @@ def main(argv=None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     try:
-        result = run(settings(args), Path(args.out), resume=args.resume)
+        result = run(settings(args), Path(args.out), resume=args.resume, base=args.base)
     except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.strerror:

@@ -196,6 +196,42 @@ def split(name, user, item, time, **options):
     return known[name](user, item, time, **options)
 
 
+def going_on(old, name, user, item, time, **options):
+    """The split of that name of new events; old ones, `[N]` bool, are training.
+
+    Raises:
+      ValueError: When an old event is later than a held-out one that it must not know.
+    """
+    user, item, time = _events(user, item, time)
+    new = np.flatnonzero(~old)
+    part = split(name, user[new], item[new], time[new], **options)
+    fold = lambda rows: np.isin(np.arange(len(user)), new[rows])
+    asked = fold(part.validation) | fold(part.test)
+    late = np.zeros(len(user), bool)
+    if part.name == "global_time":
+        late = old & (time >= time[asked].min())
+    elif part.name == "leave_last_out":
+        place = _place_in_user(user, _by_time(time))
+        first = np.full(user.max() + 1, len(user))
+        np.minimum.at(first, user[asked], place[asked])
+        late = old & (place > first[user])
+    if late.any():
+        raise ValueError(
+            f"{late.sum()} old events are later than new ones that split.name="
+            f"{name.replace('_', '-')!r} holds out: the model knows what came after them. "
+            "Leave out new events that are older than the old ones, or train anew."
+        )
+    return _split(
+        part.name,
+        user,
+        item,
+        validation=fold(part.validation),
+        test=fold(part.test),
+        context=fold(part.context),
+        promise=f"{part.promise} Of the new events; the old ones are trained on.",
+    )
+
+
 def _events(user, item, time):
     """The three columns as int64 arrays, checked."""
     columns = {"user": user, "item": item, "time": time}

@@ -84,6 +84,7 @@ def build(
         settings=loss,
         regularization=config.regularization,
         parts=config.train.accumulate,
+        pull=config.train.pull,
         shortlist=config.index.shortlist,
         positives=tuple(LABELS.index(label) for label in config.examples.positives),
         seed=config.train.seed,

@@ -58,6 +58,7 @@ class Recommender(TwoStage):
       settings: Weights and sampling; see `config.Loss`.
       regularization: See `config.Regularization`.
       parts: Of a batch, whose gradients are added.
+      pull: Factor of the squared distance to the weights that training went on from.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn
         from as many.
       positives: Labels of the targets of retrieval and ranking; the feedback has all.
@@ -73,6 +74,7 @@ class Recommender(TwoStage):
         settings,
         regularization,
         parts: int = 1,
+        pull: float = 0.0,
         shortlist: int,
         positives: tuple[int, ...],
         live: Live | None = None,
@@ -102,6 +104,8 @@ class Recommender(TwoStage):
                 "consistency",
             )
         }
+        # The weights that training went on from, where it did; see `incremental.Origin`.
+        self.pull, self.origin = pull, None
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
 
     @property
@@ -151,6 +155,8 @@ class Recommender(TwoStage):
             total += twice / 2 * self._consistency(*steps)
         live = self.trained_bert
         penalties = [*self.losses, *(live.bert.losses if live else ())]
+        if self.pull and self.origin:
+            penalties.append(self.pull * self.origin.distance())
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return total + sum(penalties) / replicas, steps[0].vectors
 

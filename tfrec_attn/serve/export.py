@@ -89,7 +89,14 @@ def free_version(base: Path, version: int | None = None) -> int:
     return version
 
 
-def write(served: Served, base: Path, version: int, *, check=lambda reloaded: None) -> Path:
+def write(
+    served: Served,
+    base: Path,
+    version: int,
+    *,
+    check=lambda reloaded: None,
+    keep=lambda folder: None,
+) -> Path:
     """Publishes `base/<version>` at once, after `check` has passed on what was reloaded.
 
     Args:
@@ -97,6 +104,7 @@ def write(served: Served, base: Path, version: int, *, check=lambda reloaded: No
       base: The model's folder; made when missing.
       version: A free one, see `free_version`.
       check: Called with the reloaded SavedModel; raises to prevent publication.
+      keep: Called with the folder, to put more into it than a server reads.
     """
     base.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
@@ -105,6 +113,7 @@ def write(served: Served, base: Path, version: int, *, check=lambda reloaded: No
         tf.saved_model.save(served, str(partial), signatures=calls)
         _write_warm_up(partial, calls, base.resolve().name)
         check(tf.saved_model.load(str(partial)))
+        keep(partial)
         os.chmod(partial, 0o755)
         partial.rename(base / str(version))
     finally:

@@ -1,0 +1,291 @@
+"""Going on from a trained model with today's tables: what it knew, and how that grows."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import tensorflow as tf
+
+from tfrec_attn import config as config_lib
+from tfrec_attn import fit
+from tfrec_attn.data import catalog
+from tfrec_attn.data.catalog import Column
+from tfrec_attn.data.tables import Tables
+
+# Of a run: ids by row, and its events. Of a run that went on: the events before it, the
+# weights it began with, and which of them are not of its own.
+ROWS, EVENTS, OLD = "rows.json", "events.parquet", "old_events.parquet"
+START, KNOWN = "start", "start-known"
+# In a version folder, where a server does not look.
+KEPT = Path("assets.extra") / "run"
+# What a model is, which cannot change while its weights are kept.
+SHAPE = ("model.", "scorer.", "text.", "schema.", "bert.tuning", "bert.size", "examples.h")
+
+
+@dataclasses.dataclass(frozen=True)
+class Past:
+    """What an earlier training knew, by which later tables are read.
+
+    Attributes:
+      columns: Of items and of users, as they were learned.
+      ids: Of items and of users, by row.
+      old: `user`, `item` ids and `time` of events that are never held out; None where all
+        may be.
+      grows: Whether new values of categories are added to the vocabularies.
+    """
+
+    columns: tuple[Mapping[str, Column], Mapping[str, Column]]
+    ids: tuple[list[str], list[str]]
+    old: pl.DataFrame | None
+    grows: bool
+
+    @classmethod
+    def of(cls, run: Path, *, grows: bool = False) -> "Past":
+        """Of a run: to read its own tables, or with `grows` those of the next."""
+        columns = json.loads((run / "columns.json").read_text("utf-8"))
+        rows: dict[str, list[str]] = {"items": [], "users": []}
+        if (run / ROWS).exists():
+            rows = json.loads((run / ROWS).read_text("utf-8"))
+        old = run / (EVENTS if grows else OLD)
+        return cls(
+            columns=(
+                catalog.from_json(columns["items"]),
+                catalog.from_json(columns["users"]),
+            ),
+            ids=(rows["items"], rows["users"]),
+            old=pl.read_parquet(old) if old.exists() else None,
+            grows=grows,
+        )
+
+    def ordered(self, tables: Tables) -> Tables:
+        """Tables with the rows of old items and users where they were, new ones behind.
+
+        Raises:
+          ValueError: When an old one is missing from tables that are to be gone on with.
+        """
+        found: dict[str, Any] = {}
+        events = tables.interactions
+        for name, ids in zip(("items", "users"), self.ids, strict=True):
+            table = getattr(tables, name)
+            place = {value: row for row, value in enumerate(ids)}
+            missing = sorted(place.keys() - set(table["id"]))
+            if missing and self.grows:
+                raise ValueError(
+                    f"The tables lack {len(missing)} of the {name} that the model knows, "
+                    f"as {missing[0]!r}: its weights belong to them. Put them back, though "
+                    "they are offered no more (a request's `exclude` leaves items out), or "
+                    "train anew."
+                )
+            rank = [place.get(value, len(place)) for value in table["id"]]
+            order = np.argsort(rank, kind="stable")
+            row = np.empty(len(order), np.int32)
+            row[order] = np.arange(len(order))
+            found[name] = table[order]
+            column = name.removesuffix("s")
+            events = events.with_columns(pl.Series(column, row[events[column].to_numpy()]))
+        return dataclasses.replace(tables, interactions=events, **found)
+
+    def is_old(self, tables: Tables) -> np.ndarray | None:
+        """`[interactions]` bool, None where none is.
+
+        Raises:
+          ValueError: When all are.
+        """
+        if self.old is None:
+            return None
+        events = identified(tables).with_row_index("row")
+        on = ["user", "item", "time"]
+        rows = events.join(self.old.unique(), on=on, how="semi", nulls_equal=True)["row"]
+        old = np.zeros(len(events), bool)
+        old[rows.to_numpy()] = True
+        if old.all():
+            raise ValueError(
+                f"None of the {len(old)} interactions is new to the model: there is "
+                "nothing to go on with. Name tables that have later events too."
+            )
+        return old
+
+    def read(self, place: int, table: pl.DataFrame, kinds: Mapping[str, str]):
+        """The catalog of items (0) or users (1).
+
+        Raises:
+          ValueError: When the columns are others.
+        """
+        learned = self.columns[place]
+        if not self.grows:
+            return catalog.make(table, kinds, learned)
+        fresh = catalog.make(table, kinds).columns
+        name = ("items", "users")[place]
+        for column in sorted(fresh.keys() ^ learned.keys()):
+            here, there = ("lack", "has") if column in learned else ("have", "lacks")
+            raise ValueError(
+                f"The {name} {here} the column {column!r}, which the model {there}: its "
+                "weights belong to its columns. Name the same ones, or train anew."
+            )
+        return catalog.make(
+            table, kinds, {name: _grown(learned[name], fresh[name]) for name in learned}
+        )
+
+
+def _grown(learned: Column, fresh: Column) -> Column:
+    known = set(learned.vocabulary)
+    new = tuple(value for value in fresh.vocabulary if value not in known)
+    return dataclasses.replace(learned, vocabulary=learned.vocabulary + new)
+
+
+def identified(tables: Tables) -> pl.DataFrame:
+    """What tells the events of tables apart whatever their order: `user`, `item` ids and
+    `time`; 0 where there is no clock."""
+    events = tables.interactions
+    ids = lambda table, rows: table["id"].gather(events[rows])
+    clock = bool(tables.schema.interactions.time)
+    return pl.DataFrame(
+        {
+            "user": ids(tables.users, "user"),
+            "item": ids(tables.items, "item"),
+            "time": events["time"]
+            if clock
+            else pl.zeros(len(events), pl.Int64, eager=True),
+        }
+    )
+
+
+def keep(tables: Tables, past: Past | None, out: Path) -> None:
+    """Writes what a later run needs to go on from this one, and what this one needs of the
+    run before it."""
+    rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
+    (out / ROWS).write_text(json.dumps(rows), "utf-8")
+    identified(tables).write_parquet(out / EVENTS)
+    if past is not None and past.old is not None:
+        past.old.write_parquet(out / OLD)
+
+
+def base(path: Path) -> Path:
+    """The folder of what `--from` names: a run, or a version that was exported.
+
+    Raises:
+      ValueError: When it is neither, or not whole.
+    """
+    if (path / "saved_model.pb").exists():
+        path = path / KEPT
+    whole = [path / "checkpoints" / "best.index", path / ROWS, path / EVENTS]
+    if missing := [file.name for file in whole if not file.exists()]:
+        raise ValueError(
+            "--from names the folder of a finished run, or of a version that export wrote: "
+            f"{path} lacks {missing[0]}. Train it to its end, with this version of the "
+            "package."
+        )
+    return path
+
+
+def require_same_shape(run: Path, config: config_lib.Config) -> None:
+    """Checks that the settings of a run that goes on leave the model what it was.
+
+    Raises:
+      ValueError: Names the first setting that does not.
+    """
+    was, now = (
+        config_lib.flat(one.model_dump(mode="json", by_alias=True))
+        for one in (config_lib.load(run / "config.toml"), config)
+    )
+    if was["bert.tuning"] == "frozen":
+        # What is tuned from now on begins as it would anywhere.
+        was |= {name: now[name] for name in ("bert.tuning", "bert.size")}
+    for name in sorted(was.keys() | now.keys()):
+        if name.startswith(SHAPE) and was.get(name) != now.get(name):
+            raise ValueError(
+                f"{name} was {was.get(name)!r} in {run} and is {now.get(name)!r}: a model "
+                "that goes on stays what it is. Leave the setting out, or train anew."
+            )
+    if now["split.name"].startswith("cold"):
+        raise ValueError(
+            f"split.name={now['split.name']!r} holds out what training has not seen, and a "
+            "model that goes on has seen it. Take global-time, leave-last-out or random."
+        )
+
+
+def grow(model, run: Path, out: Path) -> None:
+    """Writes the weights that a model begins with: those of a run, and behind its rows of
+    items, users and categories, as where it has no weights, the model's own.
+
+    Args:
+      model: Of the tables of today, as its seed makes it.
+      run: The one to go on from.
+      out: The new run's folder.
+
+    Raises:
+      ValueError: When a weight of the run has no place in the model.
+    """
+    kept, place = fit.weights(model), out / "checkpoints"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = tf.train.load_checkpoint(kept.write(f"{folder}/fresh"))
+        old = tf.train.load_checkpoint(str(run / "checkpoints" / "best"))
+        shapes = old.get_variable_to_shape_map()
+        values, known = {}, {}
+        for name in fresh.get_variable_to_shape_map():
+            values[name] = fresh.get_tensor(name)
+            if not name.endswith("VARIABLE_VALUE"):
+                known[name] = values[name]
+                continue
+            mine, its = list(np.shape(values[name])), shapes.get(name, [0])
+            known[name] = np.zeros_like(values[name])
+            if name not in shapes:
+                continue
+            if mine[1:] != its[1:] or mine[:1] < its[:1]:
+                raise ValueError(
+                    f"{run}: {name} is {its}, and the model has room for {mine}."
+                )
+            rows = slice(its[0]) if its else ...
+            values[name] = np.array(values[name])
+            values[name][rows] = old.get_tensor(name)
+            known[name][rows] = 1
+        for name, tensors in ((START, values), (KNOWN, known)):
+            tf.raw_ops.SaveV2(
+                prefix=str(place / name),
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=list(tensors.values()),
+            )
+
+
+class Origin:
+    """The weights that a training went on from. No list, in which Keras would find the
+    variables once more.
+
+    Args:
+      variables: What trains.
+      starts: Their values at first.
+      known: 1 where a weight was there before, 0 where it is new, of the same shapes.
+    """
+
+    def __init__(self, variables, starts, known):
+        self.variables, self.starts, self.known = variables, starts, known
+
+    def distance(self):
+        """Squared, from the old weights; new ones are free.
+
+        References:
+          - L2-SP: Li et al., 2018, arXiv:1802.01483, equation 2.
+        """
+        each = zip(self.variables, self.starts, self.known, strict=True)
+        return tf.add_n(
+            [tf.reduce_sum(tf.square((v - start) * known)) for v, start, known in each]
+        )
+
+
+def begin(model, out: Path) -> None:
+    """Gives a model the weights that its run began with."""
+    kept = fit.weights(model)
+    read = lambda name: kept.read(str(out / "checkpoints" / name)).assert_consumed()
+    variables = model.trainable_variables
+    read(KNOWN)
+    known = [variable.numpy() for variable in variables]
+    read(START)
+    model.refresh()
+    model.origin = Origin(variables, [variable.numpy() for variable in variables], known)
