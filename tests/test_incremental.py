@@ -180,11 +180,11 @@ def test_the_next_training_goes_on_from_a_version(base, today, gone_on, tmp_path
     assert export.main(["--run", str(gone_on), "--to", str(tmp_path / "shop")]) == 0
     assert evaluate.main(["--run", str(gone_on)]) == 0
     version, third = tmp_path / "shop" / "1", tmp_path / "third"
-    place = write_today(today, tmp_path / "later")
-    (place / "interactions.csv").write_text(
-        (place / "interactions.csv").read_text().replace(",20000", ",21000")
-        + "\n".join(NEW) + "\n"
-    )  # fmt: skip
+    place = tmp_path / "later"
+    shutil.copytree(today, place)
+    with (place / "interactions.csv").open("a") as file:
+        rows = (r.replace(",2000", ",2100").replace("n1", "n3") for r in NEW)
+        file.writelines(f"{row.replace('i3', 'i0').replace('n2', 'i11')}\n" for row in rows)
     head, *rows = (today / "items.csv").read_text().splitlines()
     (place / "items.csv").write_text("\n".join([head, *rows[::-1], "n3,word9"]) + "\n")
     assert train.main(command(version, place, third, "train.epochs=1")) == 0
