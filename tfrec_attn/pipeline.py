@@ -372,7 +372,7 @@ def _live(prepared: Prepared, precision: str) -> texts.Live | None:
             f"bert.tuning={settings.tuning!r} trains BERT on the texts of items, and there "
             "are none: set schema.items.text and text.backbone, or bert.tuning=frozen."
         )
-    with _computing_in(precision):
+    with computing_in(precision):
         bert = tuned(config)
     bert.recompute, bert.xla = settings.recompute, settings.xla
     logger.info("bert.tuning=%s: %s", settings.tuning, tuning.count(bert))
@@ -391,7 +391,7 @@ def _live(prepared: Prepared, precision: str) -> texts.Live | None:
 
 
 @contextlib.contextmanager
-def _computing_in(precision: str) -> Iterator[None]:
+def computing_in(precision: str) -> Iterator[None]:
     """Keras layers that are made here compute so, with weights of float32."""
     mixed, was = tf_keras.mixed_precision, tf_keras.mixed_precision.global_policy()
     mixed.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
