@@ -119,6 +119,14 @@ def test_two_passes_are_one_where_nothing_is_dropped():
     )
 
 
+def test_half_of_the_weight_counts_as_the_losses_of_two_passes_are_halved():
+    model = build({"consistency": 3.0}, **RETRIEVAL)
+    plain = float(model.compute_loss(batch(WHOLE), training=True))
+    model._consistency = lambda one, other: 2.0
+    total, _ = model.objective(batch(WHOLE))
+    assert float(total) == pytest.approx(plain + 3.0 / 2 * 2.0, abs=1e-5)
+
+
 def test_the_divergence_of_two_passes_by_hand():
     model = build({"consistency": 1.0}, **RETRIEVAL)
     for layer in model.submodules:
