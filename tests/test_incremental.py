@@ -3,13 +3,15 @@
 import shutil
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests import test_line
 from tests.worded import arguments
 from tfrec_attn import evaluate, export, incremental, pipeline, runs, train
-from tfrec_attn.data import splits
+from tfrec_attn.data import splits, tables
 
+ROW = {"user": pl.Int32, "item": pl.Int32}
 SETS = ("bert.tuning=lora", "split.name=global-time", "model.user_id=true")
 NEW = [
     f"u{u},{i},{2000000000 + 60 * t + u}"
@@ -169,10 +171,39 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     base, today, gone_on, tmp_path, monkeypatch
 ):
     """Without the model that it began with."""
-    given = command(base, today, tmp_path, "train.pull=0.5")
-    test_line.train_until(1, monkeypatch, given)
+    test_line.train_until(1, monkeypatch, command(base, today, tmp_path, "train.pull=0.5"))
     assert train.main(["--out", str(tmp_path), "--resume"]) == 0
     test_line.check_same_history(tmp_path, gone_on)
+
+
+def test_a_run_that_is_killed_in_its_first_epoch_begins_with_the_old_weights(
+    base, today, gone_on, tmp_path, monkeypatch
+):
+    test_line.train_until(0, monkeypatch, command(base, today, tmp_path))
+    sets = "--set", "train.epochs=1", "--set", "train.ranking_epochs=1"
+    assert train.main(["--out", str(tmp_path), "--resume", *sets]) == 0
+    model, prepared = runs.untrained(tmp_path)
+    assert prepared.old.sum() == 77
+    for value, other in zip(
+        named(model).values(), named(runs.untrained(gone_on)[0]).values(), strict=True
+    ):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_users_without_weights_may_leave():
+    """Not so where they have an id."""
+    frame = lambda *ids: pl.DataFrame({"id": ids, "text": [""] * len(ids)})
+    events = pl.DataFrame({"user": [1, 0], "item": [0, 1]}, schema_overrides=ROW)
+    given = tables.Tables(frame("i2", "i1"), frame("u3", "u2"), events, None, None)
+    past = incremental.Past(({}, {}), (["i1", "i2"], ["u1", "u2"]), None, grows=True)
+    found = past.ordered(given, user_id=False)
+    assert found.items["id"].to_list() == ["i1", "i2"]
+    assert found.users["id"].to_list() == ["u2", "u3"]
+    assert found.interactions.rows() == [(0, 1), (1, 0)]
+    with pytest.raises(
+        ValueError, match="lack 1 of the users that the model knows, as 'u1'"
+    ):
+        past.ordered(given, user_id=True)
 
 
 def test_the_next_training_goes_on_from_a_version(base, today, gone_on, tmp_path):

@@ -62,19 +62,25 @@ class Past:
             grows=grows,
         )
 
-    def ordered(self, tables: Tables) -> Tables:
+    def ordered(self, tables: Tables, *, user_id: bool) -> Tables:
         """Tables with the rows of old items and users where they were, new ones behind.
 
+        Args:
+          tables: As they were read.
+          user_id: Whether users have weights of their own, and items always.
+
         Raises:
-          ValueError: When an old one is missing from tables that are to be gone on with.
+          ValueError: When one with weights is missing from tables that are to be gone on
+            with.
         """
+        weighted = {"items": True, "users": user_id}
         found: dict[str, Any] = {}
         events = tables.interactions
         for name, ids in zip(("items", "users"), self.ids, strict=True):
             table = getattr(tables, name)
             place = {value: row for row, value in enumerate(ids)}
             missing = sorted(place.keys() - set(table["id"]))
-            if missing and self.grows:
+            if missing and self.grows and weighted[name]:
                 raise ValueError(
                     f"The tables lack {len(missing)} of the {name} that the model knows, "
                     f"as {missing[0]!r}: its weights belong to them. Put them back, though "
@@ -161,6 +167,7 @@ def keep(tables: Tables, past: Past | None, out: Path) -> None:
     rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
     (out / ROWS).write_text(json.dumps(rows), "utf-8")
     identified(tables).write_parquet(out / EVENTS)
+    (out / OLD).unlink(missing_ok=True)
     if past is not None and past.old is not None:
         past.old.write_parquet(out / OLD)
 
@@ -280,7 +287,15 @@ class Origin:
 
 
 def begin(model, out: Path) -> None:
-    """Gives a model the weights that its run began with."""
+    """Gives a model the weights that its run began with.
+
+    Raises:
+      ValueError: When the run was stopped before it had them.
+    """
+    if not (out / "checkpoints" / f"{START}.index").exists():
+        raise ValueError(
+            f"{out} was stopped before it had begun: say --from and the tables once more."
+        )
     kept = fit.weights(model)
     read = lambda name: kept.read(str(out / "checkpoints" / name)).assert_consumed()
     variables = model.trainable_variables

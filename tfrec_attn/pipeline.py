@@ -165,7 +165,7 @@ def prepare(
       past: What a training knew, to read the tables its way.
     """
     config, found = read(config, out)
-    found = past.ordered(found) if past else found
+    found = past.ordered(found, user_id=config.model.user_id) if past else found
     events = found.interactions
     schema = found.schema
     if len(found.items) == 1:

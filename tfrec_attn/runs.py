@@ -187,7 +187,7 @@ def untrained(run: Path, items: Path | None = None):
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()
-    if (run / "checkpoints" / f"{incremental.START}.index").exists():
+    if prepared.old is not None:
         incremental.begin(model, run)
     return model, prepared
 

@@ -98,14 +98,13 @@ def run(
 
     begun = runs.claim(out, resume=resume)
     fit.deterministic(config.train.seed)
-    if begun:
-        base, past = None, incremental.Past.of(out)
-    elif base:
+    past = None
+    if base and not begun:
         base = incremental.base(base)
         incremental.require_same_shape(base, config)
         past = incremental.Past.of(base, grows=True)
-    else:
-        past = None
+    elif begun or (resume and (out / incremental.OLD).exists()):
+        past = incremental.Past.of(out)
     prepared = pipeline.prepare(config, out, past)
     if begun:
         runs.require_same(out, prepared)
@@ -124,7 +123,7 @@ def run(
     with strategy.scope():
         model = pipeline.build(prepared, config.train.precision)
     model.warm_up()
-    if base:
+    if base and not begun:
         incremental.grow(model, base, out)
     if prepared.old is not None:
         incremental.begin(model, out)
