@@ -13,6 +13,7 @@ from tfrec_attn.data import splits, tables
 
 ROW = {"user": pl.Int32, "item": pl.Int32}
 SETS = ("bert.tuning=lora", "split.name=global-time", "model.user_id=true")
+SETS += ("loss.ranking=0",)
 NEW = [
     f"u{u},{i},{2000000000 + 60 * t + u}"
     for u in range(6, 15)
@@ -161,7 +162,7 @@ def test_a_strong_pull_holds_the_weights(base, today, tmp_path):
     far = {}
     for pull in (0.0, 100.0):
         out = tmp_path / str(pull)
-        sets = f"train.pull={pull}", "train.epochs=1", "train.ranking_epochs=1"
+        sets = f"train.pull={pull}", "train.epochs=1"
         assert train.main(command(base, today, out, *sets)) == 0
         far[pull] = float(runs.load(out)[0].origin.distance())
     assert far[100.0] < 0.8 * far[0.0]
@@ -180,7 +181,7 @@ def test_a_run_that_is_killed_in_its_first_epoch_begins_with_the_old_weights(
     base, today, gone_on, tmp_path, monkeypatch
 ):
     test_line.train_until(0, monkeypatch, command(base, today, tmp_path))
-    sets = "--set", "train.epochs=1", "--set", "train.ranking_epochs=1"
+    sets = "--set", "train.epochs=1"
     assert train.main(["--out", str(tmp_path), "--resume", *sets]) == 0
     model, prepared = runs.untrained(tmp_path)
     assert prepared.old.sum() == 77

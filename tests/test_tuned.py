@@ -67,15 +67,19 @@ ALL = [
 ]
 
 
+SPARING = ["bert.unfreeze=1", "bert.chunk=2", "bert.recompute=true"]
+COMPILED = ["bert.xla=true", "train.precision=bfloat16"]
+
+
 @pytest.mark.parametrize(
     ("sets", "done"),
     [
         (["bert.tuning=adalora"], 1),
         (["bert.tuning=lora"], 2),
         (["bert.tuning=lora", *ALL], 1),
-        (["bert.tuning=adalora", "train.precision=float16"], 1),
-        (["bert.tuning=all", "bert.unfreeze=1", "bert.chunk=2", "bert.recompute=true"], 1),
-        (["bert.tuning=prefix", "bert.xla=true", "train.precision=bfloat16"], 1),
+        (["bert.tuning=adalora", "loss.ranking=0", "train.precision=float16"], 1),
+        (["bert.tuning=all", "loss.ranking=0", *SPARING], 1),
+        (["bert.tuning=prefix", "loss.ranking=0", *COMPILED], 1),
     ],
     ids=["adalora", "lora", "against overfitting", "float16", "memory", "compiled"],
 )
