@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
+import tensorflow as tf
 
 from tests import test_line
 from tests.worded import arguments
@@ -158,14 +159,51 @@ def test_the_pull_is_the_squared_distance_of_old_weights(gone_on):
     assert float(model.origin.distance()) == pytest.approx(want, rel=1e-5)
 
 
-def test_a_strong_pull_holds_the_weights(base, today, tmp_path):
+def test_the_pull_adds_the_gradient_of_that_distance_to_what_is_moved():
+    table, still = tf.Variable([[1.0, 2.0], [3.0, 4.0]]), tf.Variable(5.0)
+    starts = np.float32([[0, 2], [7, 7]]), np.float32(4)
+    known = np.float32([[1, 1], [0, 0]]), np.float32(1)
+    origin = incremental.Origin([table, still], starts, known)
+    row = tf.IndexedSlices(tf.constant([[10.0, 20.0]]), tf.constant([1]), (2, 2))
+    found, none = origin.pulled([table, still], [row, None], 0.25)
+    np.testing.assert_array_equal(found, [[0.5, 0], [10, 20]])
+    assert none is None
+    with tf.GradientTape() as tape:
+        distance = origin.distance()
+    np.testing.assert_array_equal(tape.gradient(distance, table), [[2, 0], [0, 0]])
+
+
+def test_a_strong_pull_holds_the_weights_and_no_stage_moves_those_of_another(
+    base, today, tmp_path
+):
     far = {}
     for pull in (0.0, 100.0):
         out = tmp_path / str(pull)
-        sets = f"train.pull={pull}", "train.epochs=1"
+        sets = f"train.pull={pull}", "train.epochs=1", "train.ranking_epochs=1"
+        sets += "loss.ranking=0.5", "loss.ranked_targets=8"
         assert train.main(command(base, today, out, *sets)) == 0
         far[pull] = float(runs.load(out)[0].origin.distance())
+        names = "start", "best-retrieval", "best-ranking"
+        start, retrieval, both = (
+            tf.train.load_checkpoint(str(out / "checkpoints" / name)) for name in names
+        )
+        moved = lambda one, other, part: {
+            not np.array_equal(one.get_tensor(name), other.get_tensor(name))
+            for name in one.get_variable_to_shape_map()
+            if name.startswith(part) and name.endswith("VALUE")
+        }
+        for part in ("user_tower", "item_tower/features", "retrieval", "bert"):
+            assert True in moved(start, retrieval, part)
+            assert moved(retrieval, both, part) == {False}
+        assert moved(start, retrieval, "scorer") == {False}
+        assert True in moved(retrieval, both, "scorer")
     assert far[100.0] < 0.8 * far[0.0]
+
+
+def test_two_replicas_go_on(base, today, tmp_path):
+    given = command(base, today, tmp_path, "train.pull=0.5", "train.epochs=1")
+    assert train.main([*given, "--strategy", "mirrored"]) == 0
+    assert np.isfinite(float(runs.load(tmp_path)[0].origin.distance()))
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(

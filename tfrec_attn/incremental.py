@@ -272,18 +272,33 @@ class Origin:
     """
 
     def __init__(self, variables, starts, known):
-        self.variables, self.starts, self.known = variables, starts, known
+        # Tensors: of arrays a graph would hold copies, and a graph holds 2 GB at most.
+        self._of = {
+            variable.ref(): (tf.constant(start), tf.constant(there))
+            for variable, start, there in zip(variables, starts, known, strict=True)
+        }
+
+    def way(self, variable):
+        """From where a variable was to where it is; 0 of what is new."""
+        start, known = self._of[variable.ref()]
+        return (variable - start) * known
 
     def distance(self):
-        """Squared, from the old weights; new ones are free.
+        """Squared, over all variables."""
+        ways = (self.way(reference.deref()) for reference in self._of)
+        return tf.add_n([tf.reduce_sum(tf.square(way)) for way in ways])
+
+    def pulled(self, variables, gradients, factor: float):
+        """Gradients of a loss, to which `factor` times the squared distance is added, of
+        the variables that have one: what a stage leaves as it is has none.
 
         References:
-          - L2-SP: Li et al., 2018, arXiv:1802.01483, equation 2.
+          - L2-SP: Li et al., 2018, arXiv:1802.01483, equation 2; new weights are free.
         """
-        each = zip(self.variables, self.starts, self.known, strict=True)
-        return tf.add_n(
-            [tf.reduce_sum(tf.square((v - start) * known)) for v, start, known in each]
-        )
+        return [
+            g if g is None else tf.convert_to_tensor(g) + 2 * factor * self.way(v)
+            for v, g in zip(variables, gradients, strict=True)
+        ]
 
 
 def begin(model, out: Path) -> None:

@@ -155,8 +155,6 @@ class Recommender(TwoStage):
             total += twice / 2 * self._consistency(*steps)
         live = self.trained_bert
         penalties = [*self.losses, *(live.bert.losses if live else ())]
-        if self.pull and self.origin:
-            penalties.append(self.pull * self.origin.distance())
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return total + sum(penalties) / replicas, steps[0].vectors
 
@@ -217,10 +215,12 @@ class Recommender(TwoStage):
         total, found = gradients.of(self, inputs, variables)
         if hasattr(self.optimizer, "loss_scale"):
             found = self.optimizer.get_unscaled_gradients(found)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if self.pull and self.origin:
+            found = self.origin.pulled(variables, found, self.pull / replicas)
         pairs = zip(found, variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
         # A mean over replicas of each one's share is one replica's part of the sum.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.meters["loss"].update_state(total * tf.cast(replicas, tf.float32))
         self.steps.assign_add(1)
         return {name: meter.result() for name, meter in self._shown()}
