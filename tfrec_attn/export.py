@@ -13,7 +13,12 @@ CHECKED = 64
 
 
 def run(
-    run_folder: Path, base: Path, *, version: int | None = None, items: Path | None = None
+    run_folder: Path,
+    base: Path,
+    *,
+    version: int | None = None,
+    items: Path | None = None,
+    backbone: Path | None = None,
 ) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
 
@@ -22,16 +27,17 @@ def run(
       base: The model's folder.
       version: The next free one by default.
       items: A table of items that the run has not seen, to be recommended too.
+      backbone: A BERT folder in place of the run's own, see `runs.untrained`.
 
     Raises:
       ValueError: When the run is not finished, the version exists, there is something
-        wrong with `items`, or the answers differ.
+        wrong with `items` or `backbone`, or the answers differ.
     """
     from tfrec_attn import runs
     from tfrec_attn.serve import export, parity
 
     version = export.free_version(base, version)
-    model, prepared = runs.load(run_folder, items)
+    model, prepared = runs.load(run_folder, items, backbone)
     rows = np.unique(np.linspace(0, len(prepared.users) - 1, CHECKED).astype(int))
     want = parity.trained(model, prepared, rows=rows)
     graph = served(model, prepared)
@@ -101,12 +107,23 @@ def main(argv=None) -> int:
     add("--to", type=Path, required=True, help="model folder, e.g. saved_models/movielens")
     add("--version", type=int, help="the next free one by default")
     add("--items", type=Path, help="table of new items, to be recommended by what they are")
+    add(
+        "--backbone",
+        type=Path,
+        help="BERT folder in place of the run's, as tfrec_attn.compress makes it",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # TensorFlow renames inner inputs that nobody sees, and says so at length.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        path = run(args.run, args.to, version=args.version, items=args.items)
+        path = run(
+            args.run,
+            args.to,
+            version=args.version,
+            items=args.items,
+            backbone=args.backbone,
+        )
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.export: {error}", file=sys.stderr)
         return 2
