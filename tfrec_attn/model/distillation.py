@@ -104,7 +104,7 @@ def learn(
     weights = student.trainable_weights
     optimizer.build(weights)
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int32)], autograph=False)
     def step(batch):
         with tf.GradientTape() as tape:
             value = loss(teacher, student, batch)
