@@ -1,13 +1,15 @@
-"""Breaks the scorer's formulas one at a time: each time a test has to turn red.
+"""Breaks the formulas of the scorer, and of smaller encoders, one at a time: each time a
+test has to turn red.
 
     python benchmarks/mutations.py             # ten minutes on two cores, or twenty
     python benchmarks/mutations.py --only σ    # those whose description matches
 
-A mutant is `tfrec_attn/model/scoring.py` with one piece of text replaced, in a copy of the
-package in a temporary folder; the working tree stays as it is. On each of them run the
-tests of the mathematics. The table names the first that turned red, and by which error: an
-AssertionError, where numbers are wrong and not only shapes. The exit code is 1 where a
-mutant survived, and 2 where a text to replace is not, or no longer, there once.
+A mutant is a module of `tfrec_attn/model`, `scoring.py` for most, with one piece of text
+replaced, in a copy of the package in a temporary folder; the working tree stays as it is.
+On each of them run the tests of that module. The table names the first that turned red,
+and by which error: an AssertionError, where numbers are wrong and not only shapes. The exit
+code is 1 where a mutant survived, and 2 where a text to replace is not, or no longer, there
+once.
 """
 
 import argparse
@@ -22,8 +24,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-MUTATED = Path("tfrec_attn") / "model" / "scoring.py"
-TESTS = ("tests/model/test_scoring.py", "tests/model/test_scoring_numerics.py")
+MODULES = Path("tfrec_attn") / "model"
+TESTS = {
+    "scoring": ("tests/model/test_scoring.py", "tests/model/test_scoring_numerics.py"),
+    "distillation": ("tests/model/test_distillation.py",),
+    "pruning": ("tests/model/test_pruning.py",),
+    "quantization": ("tests/model/test_quantization.py",),
+}
 
 
 class Mutation(NamedTuple):
@@ -32,6 +39,11 @@ class Mutation(NamedTuple):
     description: str
     old: str
     new: str
+    module: str = "scoring"
+
+    @property
+    def file(self) -> Path:
+        return MODULES / f"{self.module}.py"
 
 
 BIAS = "tf.where(real, bias, LOW)"
@@ -277,10 +289,89 @@ MUTATIONS = [
     Mutation("float16 as small as float32", "{tf.float16: 1e-4}", "{}"),
     Mutation("float16 is computed in float16", "if dtype != tf.float64:", "if False:"),
     Mutation("float64 is computed in float32", "if dtype != tf.float64:", "if True:"),
+    # Smaller encoders.
+    Mutation(
+        "the student has the first blocks",
+        "place * of // count for place",
+        "place for place",
+        "distillation",
+    ),
+    Mutation(
+        "hidden states against those of the same number",
+        "goals[block])) / energy",
+        "goals[1])) / energy",
+        "distillation",
+    ),
+    Mutation("hidden states not relative", " / energy(goals[block])", "", "distillation"),
+    Mutation("hidden states not averaged", " / len(apart)", "", "distillation"),
+    Mutation("no cosine", "+ 1 - tf.reduce_mean(cosine)", "", "distillation"),
+    Mutation(
+        "the mean over padding, too",
+        "masked_mean(x, real)",
+        "tf.reduce_mean(x, 1)",
+        "distillation",
+    ),
+    Mutation(
+        "the strongest heads go", "-magnitudes(block)", "magnitudes(block)", "pruning"
+    ),
+    Mutation(
+        "queries, keys and values count against a head",
+        "total += _by_head",
+        "total -= _by_head",
+        "pruning",
+    ),
+    Mutation(
+        "heads by the wrong side of their maps",
+        "_by_head(weights.T, width)",
+        "_by_head(weights.reshape(-1, len(weights)), width)",
+        "pruning",
+    ),
+    Mutation(
+        "the bias of a head is lost",
+        "        _fold_bias(block, order[count:])\n",
+        "",
+        "pruning",
+    ),
+    Mutation(
+        "the bias of a head that stays",
+        "_fold_bias(block, order[count:])",
+        "_fold_bias(block, order[:count])",
+        "pruning",
+    ),
+    Mutation(
+        "the columns of another head",
+        "np.asarray(heads)[:, None] * width",
+        "np.asarray(heads)[:, None]",
+        "pruning",
+    ),
+    Mutation("silent heads are kept", "if heard.any():", "if False:", "pruning"),
+    Mutation("128 levels", "LEVELS = 127", "LEVELS = 128", "quantization"),
+    Mutation(
+        "units are cut, not rounded",
+        "np.round(weights / np.where(scale > 0, scale, 1))",
+        "np.trunc(weights / np.where(scale > 0, scale, 1))",
+        "quantization",
+    ),
+    Mutation(
+        "a scale for each input of a map",
+        "rounded(dense.kernel.numpy(), 0)",
+        "rounded(dense.kernel.numpy(), 1)",
+        "quantization",
+    ),
+    Mutation(
+        "a scale for each column of the words",
+        "rounded(table.numpy(), 1)",
+        "rounded(table.numpy(), 0)",
+        "quantization",
+    ),
+    Mutation("no bias", "* self.scale + self.bias", "* self.scale", "quantization"),
+    Mutation(
+        "words in units", "units * tf.gather(self.scale, ids)", "units", "quantization"
+    ),
 ]
 
 
-def run_tests(folder: Path) -> None:
+def run_tests(folder: Path, tests: tuple[str, ...]) -> None:
     """Runs in a process of its own; the exit code is pytest's."""
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -290,12 +381,12 @@ def run_tests(folder: Path) -> None:
     sys.path.insert(0, str(folder))
     import pytest
 
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *TESTS])))
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
 
 
-def outcome(context, folder: Path) -> tuple[int, str, str]:
+def outcome(context, folder: Path, module: str) -> tuple[int, str, str]:
     """The exit code of the tests on a copy, the first that failed, and its error."""
-    process = context.Process(target=run_tests, args=(folder,))
+    process = context.Process(target=run_tests, args=(folder, TESTS[module]))
     process.start()
     process.join()
     log = (folder / "log").read_text("utf-8", errors="replace")
@@ -309,10 +400,10 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="a regular expression")
     args = parser.parse_args(argv)
-    formulas = (ROOT / MUTATED).read_text("utf-8")
-    missing = [m.description for m in MUTATIONS if formulas.count(m.old) != 1]
+    formulas = {m.file: (ROOT / m.file).read_text("utf-8") for m in MUTATIONS}
+    missing = [m.description for m in MUTATIONS if formulas[m.file].count(m.old) != 1]
     if missing:
-        print(f"The text to replace is not once in {MUTATED}: {missing}", file=sys.stderr)
+        print(f"The text to replace is not once in its module: {missing}", file=sys.stderr)
         return 2
     # A server that has imported TensorFlow once; each mutant's process is forked from it.
     os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -327,15 +418,18 @@ def main(argv=None) -> int:
                 ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__")
             )
         shutil.copy(ROOT / "pyproject.toml", copy)
-        code, said, _ = outcome(context, copy)
-        if code:
-            print(f"The tests are red before any mutation: {said}", file=sys.stderr)
-            return 2
+        for module in dict.fromkeys(m.module for m in chosen):
+            code, said, _ = outcome(context, copy, module)
+            if code:
+                print(f"The tests are red before any mutation: {said}", file=sys.stderr)
+                return 2
         print("| mutation | first red test | error |\n|---|---|---|")
         for mutation in chosen:
-            mutant = formulas.replace(mutation.old, mutation.new)
-            (copy / MUTATED).write_text(mutant, "utf-8")
-            code, said, error = outcome(context, copy)
+            whole = formulas[mutation.file]
+            mutant = whole.replace(mutation.old, mutation.new)
+            (copy / mutation.file).write_text(mutant, "utf-8")
+            code, said, error = outcome(context, copy, mutation.module)
+            (copy / mutation.file).write_text(whole, "utf-8")
             # 1 is pytest's code for failed tests; a mutant has to import, at least.
             if code != 1:
                 survivors.append(mutation.description)

@@ -32,7 +32,7 @@ ROWS = [
     ["comparison", "feedback_head", "report"],
     ["evaluate"],
     ["serve"],
-    ["export", "train", "ask", "doctor"],
+    ["export", "train", "ask", "doctor", "compress"],
     ["explanation"],
     ["explanation_page"],
     ["explain"],
@@ -153,6 +153,7 @@ HEAVY = ["tensorflow", "keras", "tf_keras", "transformers", "torch"]
         ("import tfrec_attn.explain", ["polars", "pydantic"]),
         ("import tfrec_attn.train; tfrec_attn.train.parser()", ["grpc", "matplotlib"]),
         ("import tfrec_attn.export", ["grpc"]),
+        ("import tfrec_attn.compress as c; c.parser()", ["grpc", "matplotlib"]),
     ],
 )
 def test_an_import_loads_nothing_heavy(program, also):

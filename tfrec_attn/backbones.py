@@ -11,6 +11,8 @@ from tfrec_attn.origins import HUB_NAME, MINILM
 
 # What google-research/bert released: weights by their names in TensorFlow 1.
 GOOGLE, GOOGLE_CONFIG = "bert_model.ckpt", "bert_config.json"
+# Int8 weights, see model.quantization; a name of our own, as only we can read them.
+QUANTIZED = "model.int8.safetensors"
 # The weights that TFBertModel reads without torch, the first that is there.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "tf_model.h5")
 TOKENIZER = (
@@ -91,7 +93,7 @@ def check_weights(place: Path) -> None:
         weights: tuple[str, ...] = (f"{GOOGLE}.index",)
     else:
         _check_config(place / "config.json")
-        weights = _WEIGHTS
+        weights = (QUANTIZED,) if is_quantized(place) else _WEIGHTS
     if not any((place / name).is_file() for name in weights):
         raise ValueError(
             f"{place}: no weights that TensorFlow can read: {' or '.join(weights)} is "
@@ -104,6 +106,18 @@ def check_weights(place: Path) -> None:
 def is_google(place: Path) -> bool:
     """Whether a folder is a checkpoint as Google released it."""
     return (place / GOOGLE_CONFIG).is_file() and not (place / "config.json").is_file()
+
+
+def width(place: Path) -> int:
+    """Of a BERT's hidden states."""
+    config = _read_config(place / (GOOGLE_CONFIG if is_google(place) else "config.json"))
+    # As BertConfig has it where a file does not say.
+    return config.get("hidden_size", 768)
+
+
+def is_quantized(place: Path) -> bool:
+    """Whether a folder's weights are int8, as `compress quantize` writes them."""
+    return (place / QUANTIZED).is_file()
 
 
 def fingerprint(place: Path) -> str:

@@ -20,6 +20,7 @@ def run(
     version: int | None = None,
     items: Path | None = None,
     others: Sequence[Path] = (),
+    backbone: Path | None = None,
 ) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
 
@@ -29,16 +30,21 @@ def run(
       version: The next free one by default.
       items: A table of items that the run has not seen, to be recommended too.
       others: Further runs, whose weights are averaged with its own.
+      backbone: A BERT folder in place of the run's own, see `runs.untrained`.
 
     Raises:
       ValueError: When a run is not finished, the version exists, there is something
-        wrong with `items` or `others`, or the answers differ.
+        wrong with `items`, `others` or `backbone`, or the answers differ.
     """
     from tfrec_attn import averages, evaluate, runs
     from tfrec_attn.serve import export, parity
 
     version = export.free_version(base, version)
-    model, prepared = runs.load(run_folder, items)
+    model, prepared = runs.load(run_folder, items, backbone)
+    if others and backbone:
+        raise ValueError(
+            "Give --average or --backbone: averaged runs have BERTs of their own."
+        )
     if others:
         train = prepared.config.train
         measure = lambda: evaluate.evaluate(
@@ -63,7 +69,11 @@ def run(
                 f"published: {len(wrong)} of {len(rows)} users differ; {wrong[0]}"
             )
 
-    keep = lambda folder: runs.keep_for_later(model, run_folder, folder)
+    def keep(folder):
+        # With another BERT it is no model that the run's settings describe.
+        if backbone is None:
+            runs.keep_for_later(model, run_folder, folder)
+
     return export.write(graph, base, version, check=check, keep=keep)
 
 
@@ -123,6 +133,11 @@ def main(argv=None) -> int:
         metavar="RUN",
         help="runs that went on from the same weights, averaged with those of --run",
     )
+    add(
+        "--backbone",
+        type=Path,
+        help="BERT folder in place of the run's, as tfrec_attn.compress makes it",
+    )
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # TensorFlow renames inner inputs that nobody sees, and says so at length.
@@ -134,6 +149,7 @@ def main(argv=None) -> int:
             version=args.version,
             items=args.items,
             others=args.average,
+            backbone=args.backbone,
         )
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.export: {error}", file=sys.stderr)

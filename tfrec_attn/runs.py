@@ -149,7 +149,10 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
 
 
 def keep_for_later(model, run: Path, version: Path) -> None:
-    """Puts into a version folder what `train --from` needs of its model and run."""
+    """Puts into a version folder what `train --from` needs of its model and run, where the
+    run has it: earlier versions of the package did not keep it."""
+    if not (run / incremental.ROWS).exists():
+        return
     place = version / incremental.KEPT
     place.mkdir(parents=True)
     for name in ("config.toml", "columns.json", incremental.ROWS, incremental.EVENTS):
@@ -157,42 +160,94 @@ def keep_for_later(model, run: Path, version: Path) -> None:
     fit.weights(model).write(str(place / "checkpoints" / "best"))
 
 
-def load(run: Path, items: Path | None = None):
+def load(run: Path, items: Path | None = None, backbone: Path | None = None):
     """The trained model and its data; see `untrained`."""
-    model, prepared = untrained(run, items)
-    restore(model, run)
+    model, prepared = untrained(run, items, backbone)
+    restore(model, run, without_bert=backbone is not None)
     return model, prepared
 
 
-def untrained(run: Path, items: Path | None = None):
+def untrained(run: Path, items: Path | None = None, backbone: Path | None = None):
     """The model of a run as it began, without the trained weights, and the data.
 
     Args:
       run: Its folder.
       items: A table of further items; see `pipeline.with_items`.
+      backbone: Encodes all texts, of items and users, in place of the run's BERT: a folder
+        that `compress` has made of it.
 
     Raises:
       ValueError: When the folder is not that of a training, its tables have changed, or
-        there is something wrong with `items`.
+        there is something wrong with `items` or `backbone`.
     """
     if not (run / "checkpoints" / "best.index").exists():
         raise ValueError(
             f"{run} holds no trained model. Run tfrec_attn.train --out {run} first."
         )
-    config = config_lib.load(run / "config.toml")
-    prepared = pipeline.prepare(config, run, incremental.Past.of(run))
+    config = config_lib.load(run / "config.toml", _with_backbone(run, backbone))
+    # The texts that the run keeps are encoded by its own BERT.
+    place = None if backbone else run
+    prepared = pipeline.prepare(config, place, incremental.Past.of(run))
     _require_same_tables(run, prepared)
     if items is not None:
         prepared = pipeline.with_items(prepared, items)
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()
-    if prepared.old is not None:
+    if prepared.old is not None and not backbone:
         incremental.begin(model, run)
     return model, prepared
 
 
-def restore(model, run: Path) -> None:
-    """Gives a model of the run the weights that training kept."""
-    fit.weights(model).read(str(run / "checkpoints" / "best")).assert_consumed()
+def _with_backbone(run: Path, backbone: Path | None) -> list[str]:
+    """The settings that another BERT changes."""
+    if backbone is None:
+        return []
+    width, wanted = (
+        backbones.width(backbones.backbone(b))
+        for b in (backbone, _config(run).text.backbone)
+    )
+    if width != wanted:
+        raise ValueError(
+            f"A trained model reads hidden states {wanted} wide: those of {backbone} are "
+            f"{width} wide. Train anew with text.backbone={backbone}."
+        )
+    return [f"text.backbone={json.dumps(str(backbone))}", "bert.tuning=frozen"]
+
+
+def encoder(run: Path) -> Path:
+    """The folder of a run's BERT, of the trained one where it was trained.
+
+    Raises:
+      ValueError: When there is none, or it is no BERT by itself.
+    """
+    config = _config(run)
+    if config.bert.tuning == "frozen":
+        return backbones.backbone(config.text.backbone)
+    if not (run / "bert").is_dir():
+        raise ValueError(
+            f"{run}/bert is missing: what bert.tuning={config.bert.tuning} trains is no "
+            "BERT by itself. Train with another bert.tuning."
+        )
+    return run / "bert"
+
+
+def _config(run: Path) -> config_lib.Config:
+    """Of a run with texts."""
+    config = config_lib.load(run / "config.toml")
+    if not config.text.backbone:
+        raise ValueError(f"{run} was trained without a BERT: its text.backbone is empty.")
+    return config
+
+
+def restore(model, run: Path, *, without_bert: bool = False) -> None:
+    """Gives a model of the run the weights that training kept.
+
+    Args:
+      model: From `untrained`.
+      run: Its folder.
+      without_bert: Whether another BERT stands in for the one that was trained.
+    """
+    read = fit.weights(model).read(str(run / "checkpoints" / "best"))
+    read.assert_existing_objects_matched() if without_bert else read.assert_consumed()
     model.refresh()

@@ -9,7 +9,7 @@ import tf_keras
 
 from tests.model.test_bert import IDS, random_weights, reference, write_folder
 from tfrec_attn.model import bert as bert_lib
-from tfrec_attn.model import tuning
+from tfrec_attn.model import blocks, tuning
 
 D, WIDE, BLOCKS, SIZE = 6, 11, 2, 3
 BEGUN = 5  # of an AdaLoRA, half as many again
@@ -237,7 +237,7 @@ def test_no_more_blocks_than_there_are(folder, method):
 def test_the_rate_of_a_block_falls_with_the_blocks_above_it(folder):
     bert = bert_lib.load(folder)
     tuning.tune(bert, "all")
-    found = {tuning._name(one.variable): one for one in tuning.rates(bert, 0.4, 0.5)}
+    found = {blocks.weight_name(one.variable): one for one in tuning.rates(bert, 0.4, 0.5)}
     assert len(found) == len(bert.trainable_weights)
     for name, one in found.items():
         below = 0 if "layer_._1/" in name else 1 if "layer_._0/" in name else 2

@@ -4,6 +4,7 @@ The only module that imports transformers. Letters: B texts, m token ids a text,
 """
 
 import contextlib
+import copy
 import functools
 import logging
 import pathlib
@@ -13,10 +14,11 @@ import shutil
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from safetensors import numpy as safetensors
 
 from tfrec_attn import backbones
 from tfrec_attn.keras_binding import on_legacy_keras
-from tfrec_attn.model import forward
+from tfrec_attn.model import blocks, forward, pruning, quantization
 
 transformers = on_legacy_keras("transformers")
 
@@ -100,25 +102,35 @@ class Bert(tf_keras.layers.Layer):
     def call(self, ids, training=False, seed=None):
         if ids.shape[1] is not None:
             _check_length(ids.shape[1], self.max_length)
-        # The first place of a text counts as a piece, so that no text has none.
-        real = (ids != self.pad_id) | (tf.range(tf.shape(ids)[1]) == 0)
         # A frozen BERT has no dropout either, whatever trains above it.
         if not (training and self.trainable):
-            hidden = forward.states(self.model, ids, forward.Packed(real))
-        elif self.xla:
-            hidden = self._compiled(ids, real, forward.Dropout(seed).seed)
-        else:
-            hidden = self._trained(ids, forward.Packed(real), forward.Dropout(seed))
+            return self.with_states(ids)[0]
+        run = self._compiled if self.xla else self._trained
+        return self._masked(ids, run(ids, self._real(ids), forward.Dropout(seed).seed))
+
+    def with_states(self, ids):
+        """What a call gives; and the hidden states `[T, d]` of all pieces, one text behind
+        the other, before the first block and after each."""
+        texts = forward.Packed(self._real(ids))
+        states = forward.states(self.model, ids, texts)
+        return self._masked(ids, texts.unpack(states[-1])), states
+
+    def _real(self, ids):
+        """The first place of a text counts as a piece, so that no text has none."""
+        return (ids != self.pad_id) | (tf.range(tf.shape(ids)[1]) == 0)
+
+    def _masked(self, ids, hidden):
         return tf.where((ids != self.pad_id)[..., None], tf.cast(hidden, tf.float32), 0.0)
 
-    def _trained(self, ids, texts, drop):
-        return forward.states(self.model, ids, texts, drop, self.recompute)
+    def _trained(self, ids, real, seed, kind=forward.Packed):
+        texts, drop = kind(real), forward.Dropout(seed)
+        return texts.unpack(
+            forward.states(self.model, ids, texts, drop, self.recompute)[-1]
+        )
 
     @functools.cached_property
     def _compiled(self):
-        def run(ids, real, seed):
-            return self._trained(ids, forward.Padded(real), forward.Dropout(seed))
-
+        run = functools.partial(self._trained, kind=forward.Padded)
         graph = tf.function(run, jit_compile=True)
         return lambda *given: graph(*given)
 
@@ -136,7 +148,8 @@ def load(folder, *, trainable=False):
     checkpoint as Google released it, `bert_config.json` with `bert_model.ckpt`.
 
     Safetensors written by PyTorch are read without torch. Every weight must come from the
-    file: what is missing or of another shape is a ValueError, never a random start.
+    file: what is missing or of another shape is a ValueError, never a random start. Heads
+    that are pruned, zero in the file, are left out; what is quantized there stays int8.
 
     Args:
       folder: As `save_pretrained` writes it.
@@ -148,11 +161,20 @@ def load(folder, *, trainable=False):
     """
     folder = pathlib.Path(folder)
     backbones.check_weights(folder)
-    read = _read_google if backbones.is_google(folder) else _read_saved
+    read = _read_saved
+    if backbones.is_google(folder):
+        read = _read_google
+    elif backbones.is_quantized(folder):
+        read = _read_quantized
     with _without_known_messages():
         model, info = read(folder)
     _check_weights(folder, info)
-    return Bert(model, trainable=trainable)
+    for block in model.bert.encoder.layer:
+        pruning.leave_out_silent(block)
+    bert = Bert(model, trainable=trainable)
+    if trainable:
+        quantization.require_float(bert, "training", "leave it frozen")
+    return bert
 
 
 def _read_saved(folder):
@@ -169,19 +191,40 @@ def _read_saved(folder):
 def _read_google(folder):
     """The same by the names that weights had in TensorFlow 1."""
     config = transformers.BertConfig.from_json_file(folder / backbones.GOOGLE_CONFIG)
-    model = transformers.TFBertModel(config, add_pooling_layer=False)
-    model.build_in_name_scope()
+    model = _empty(config)
     reader = tf.train.load_checkpoint(str(folder / backbones.GOOGLE))
     shapes = reader.get_variable_to_shape_map()
-    # `…/bert/encoder/layer_._0/…/kernel:0`, `…/bert/embeddings/word_embeddings/weight:0`.
+    # `encoder/layer_._0/…/kernel`, `embeddings/word_embeddings/weight`.
     named = {
-        re.sub(
-            r"(_embeddings)/\w+$",
-            r"\1",
-            "bert/" + variable.name.partition("/bert/")[2].replace("_._", "_")[:-2],
-        ): variable
-        for variable in model.variables
+        re.sub(r"(_embeddings)/\w+$", r"\1", f"bert/{name.replace('_._', '_')}"): variable
+        for name, variable in blocks.weights(model).items()
     }
+    return model, _filled(named, shapes, reader.get_tensor)
+
+
+def _read_quantized(folder):
+    """The same by our own names, of an encoder that is made int8 before it is filled."""
+    model = _empty(transformers.BertConfig.from_pretrained(str(folder)))
+    values = safetensors.load_file(folder / backbones.QUANTIZED)
+    for number, block in enumerate(model.bert.encoder.layer):
+        attention = block.attention.self_attention
+        query = values.get(f"encoder/layer_._{number}/attention/self/query/kernel")
+        if query is not None:
+            left = query.shape[-1] // attention.attention_head_size
+            pruning.keep(block, range(left))
+    quantization.quantize(model)
+    shapes = {name: list(value.shape) for name, value in values.items()}
+    return model, _filled(blocks.weights(model), shapes, values.__getitem__)
+
+
+def _empty(config):
+    model = transformers.TFBertModel(config, add_pooling_layer=False)
+    model.build_in_name_scope()
+    return model
+
+
+def _filled(named, shapes, value_of):
+    """Gives variables the values of a file, all or none; and says what did not fit."""
     other = [
         (name, shapes[name], variable.shape)
         for name, variable in named.items()
@@ -194,18 +237,63 @@ def _read_google(folder):
     }
     if not info["missing_keys"] and not other:
         for name, variable in named.items():
-            variable.assign(reader.get_tensor(name))
-    return model, info
+            variable.assign(value_of(name))
+    return info
+
+
+def shorter(bert, chosen):
+    """A frozen BERT of some of the blocks of another, and its embeddings.
+
+    Args:
+      bert: From `load`.
+      chosen: Numbers of the blocks, from 0.
+    """
+    config = copy.deepcopy(bert.model.config)
+    config.num_hidden_layers = len(chosen)
+    model = _empty(config)
+    every = bert.model.bert.encoder.layer
+    named = blocks.weights(bert.model)
+    for block, number in zip(model.bert.encoder.layer, chosen, strict=True):
+        heads = every[number].attention.self_attention.num_attention_heads
+        pruning.keep(block, range(heads))
+    for name, variable in blocks.weights(model).items():
+        found = re.match(r"encoder/layer_\._(\d+)/(.*)", name)
+        if found:
+            name = f"encoder/layer_._{chosen[int(found[1])]}/{found[2]}"
+        variable.assign(named[name])
+    return Bert(model)
 
 
 def save(bert, folder, *, like):
-    """Writes a BERT folder that `load` and other programs read, with the tokenizer of
-    another, `like`."""
+    """Writes a BERT folder that `load` reads, with the tokenizer of another, `like`.
+
+    Other programs read it as any that PyTorch wrote, with pruned heads as zeros; of a
+    quantized one they find no weights.
+    """
     folder = pathlib.Path(folder)
-    bert.model.save_pretrained(folder, safe_serialization=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(bert.model.config)
+    config.architectures = ["BertModel"]
+    values = {name: v.numpy() for name, v in blocks.weights(bert.model).items()}
+    file = backbones.QUANTIZED
+    if not quantization.is_quantized(bert.model):
+        file = "model.safetensors"
+        whole = lambda name, value: pruning.padded(name, value, bert.width)
+        values = dict(_torch(name, whole(name, value)) for name, value in values.items())
+    config.save_pretrained(folder)
+    safetensors.save_file(values, folder / file, {"format": "pt"})
     for name in backbones.TOKENIZER:
         if (like / name).is_file():
             shutil.copyfile(like / name, folder / name)
+
+
+def _torch(name, value):
+    """A weight by the name, and with the axes, that it has in PyTorch."""
+    *path, last = name.replace("layer_._", "layer/").split("/")
+    last = {"kernel": "weight", "gamma": "weight", "embeddings": "weight"}.get(last, last)
+    if name.endswith("/kernel"):
+        value = np.ascontiguousarray(value.T)
+    return ".".join([*path, "bias" if last == "beta" else last]), value
 
 
 def _check_weights(folder, info):

@@ -10,6 +10,8 @@ import functools
 
 import tensorflow as tf
 
+from tfrec_attn.model import quantization
+
 
 class Packed:
     """The pieces of all texts in one row, without the padding between them.
@@ -71,7 +73,7 @@ class Dropout:
 def states(
     model, ids, texts: Packed | Padded, drop: Dropout | None = None, recompute=False
 ):
-    """Last hidden states `[B, m, d]` of a `TFBertModel`.
+    """Hidden states `[T, d]` before the first block of a `TFBertModel` and after each.
 
     Args:
       model: The `TFBertModel`.
@@ -88,16 +90,18 @@ def states(
     """
     dropped = drop or (lambda values, layer, place: values)
     embed = model.bert.embeddings
-    words = tf.gather(embed.weight, texts.pack(ids))
+    words = quantization.rows(embed.weight, texts.pack(ids))
     place = tf.broadcast_to(tf.range(tf.shape(ids)[1]), tf.shape(ids))
     places = tf.gather(embed.position_embeddings, texts.pack(place))
     x = _normed(words + places + embed.token_type_embeddings[0], embed.LayerNorm)
-    x = dropped(x, embed.dropout, 0)
+    found = [dropped(x, embed.dropout, 0)]
     for number, block in enumerate(model.bert.encoder.layer):
         after = functools.partial(_block, block, texts, dropped, 1 + 3 * number)
-        x = (tf.recompute_grad(after) if recompute else after)(x)
-    # The gradient of what takes places out is sparse, which a recompute does not take.
-    return texts.unpack(tf.reshape(x, tf.shape(x)) if recompute else x)
+        found.append((tf.recompute_grad(after) if recompute else after)(found[-1]))
+    if recompute:
+        # The gradient of what takes places out is sparse, which a recompute does not take.
+        found[-1] = tf.reshape(found[-1], tf.shape(found[-1]))
+    return found
 
 
 def _block(block, texts, drop, place: int, x):

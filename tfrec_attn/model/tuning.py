@@ -15,6 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn.config import TUNINGS
+from tfrec_attn.model import blocks, quantization
 
 
 class Beside(tf_keras.layers.Layer):
@@ -141,17 +142,9 @@ class Prefix(Beside):
 
 
 # What a method puts beside which maps of a block.
-_MAPS = {
-    "query": ("attention.self_attention", "query"),
-    "key": ("attention.self_attention", "key"),
-    "value": ("attention.self_attention", "value"),
-    "attention": ("attention.dense_output", "dense"),
-    "up": ("intermediate", "dense"),
-    "down": ("bert_output", "dense"),
-}
 _BESIDE: dict[str, tuple[type[Beside], tuple[str, ...]]] = {
     "lora": (LowRank, ("query", "value")),
-    "adalora": (Singular, tuple(_MAPS)),
+    "adalora": (Singular, tuple(blocks.MAPS)),
     "adapter": (Adapter, ("attention", "down")),
     "prefix": (Prefix, ("key", "value")),
 }
@@ -172,53 +165,58 @@ def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
       seed: Of what is put there.
 
     Raises:
-      ValueError: When the method is none of these, or N is not among the blocks.
+      ValueError: When the method is none of these, N is not among the blocks, or the BERT
+        is quantized.
 
     References:
       - BitFit: Ben Zaken et al., 2021, arXiv:2106.10199.
     """
-    blocks = bert.model.bert.encoder.layer
+    every = bert.model.bert.encoder.layer
+    if method != "frozen":
+        quantization.require_float(bert, f"bert.tuning={method}", "set bert.tuning=frozen")
     if method == "frozen":
         chosen: list[Any] = []
     elif method == "all":
         chosen = bert.variables
     elif method == "bitfit":
-        chosen = [v for v in bert.variables if _name(v).endswith(("bias", "beta"))]
+        chosen = [
+            v for v in bert.variables if blocks.weight_name(v).endswith(("bias", "beta"))
+        ]
     elif method in _BESIDE:
         kind, maps = _BESIDE[method]
         chosen = []
-        for number, block in enumerate(blocks):
+        for number, block in enumerate(every):
             for place, name in enumerate(maps):
-                owner, attribute = _owner(block, name)
+                owner, attribute = blocks.owner(block, name)
                 start = seed + 10 * (number * len(maps) + place)
                 beside = kind(getattr(owner, attribute), size, start)
                 setattr(owner, attribute, beside)
                 chosen += beside._trainable_weights
     else:
-        chosen = [v for block in _last(method, blocks) for v in block.variables]
+        chosen = [v for block in _last(method, every) for v in block.variables]
     bert.choose(chosen)
 
 
-def _last(method: str, blocks):
+def _last(method: str, every):
     found = re.fullmatch(r"last:(\d+)", method)
     if not found:
         raise ValueError(
             f"bert.tuning is {', '.join(TUNINGS)}, or last:N. Received: {method!r}."
         )
     count = int(found[1])
-    if not 1 <= count <= len(blocks):
+    if not 1 <= count <= len(every):
         raise ValueError(
-            f"bert.tuning=last:N trains the last N of this BERT's {len(blocks)} blocks. "
+            f"bert.tuning=last:N trains the last N of this BERT's {len(every)} blocks. "
             f"Received: {method!r}."
         )
-    return blocks[-count:]
+    return every[-count:]
 
 
 def beside(bert) -> Iterator[tuple[str, Any, str, Beside]]:
     """All that `tune` put there: its name, the layer and attribute it hangs on, itself."""
     for number, block in enumerate(bert.model.bert.encoder.layer):
-        for name in _MAPS:
-            owner, attribute = _owner(block, name)
+        for name in blocks.MAPS:
+            owner, attribute = blocks.owner(block, name)
             if isinstance(found := getattr(owner, attribute), Beside):
                 yield f"layer_{number}/{name}", owner, attribute, found
 
@@ -343,7 +341,7 @@ def _named(bert) -> dict[str, tf.Variable]:
     added = _added(bert)
     new = {id(variable) for variable in added.values()}
     of_checkpoint = (v for v in bert.trainable_weights if id(v) not in new)
-    return {_name(v): v for v in of_checkpoint} | added
+    return {blocks.weight_name(v): v for v in of_checkpoint} | added
 
 
 def _added(bert) -> dict[str, tf.Variable]:
@@ -353,15 +351,3 @@ def _added(bert) -> dict[str, tf.Variable]:
         own = found._trainable_weights
         added |= {f"{name}/{v.name.removesuffix(':0')}": v for v in own}
     return added
-
-
-def _owner(block, name: str):
-    path, attribute = _MAPS[name]
-    for part in path.split("."):
-        block = getattr(block, part)
-    return block, attribute
-
-
-def _name(variable) -> str:
-    """Of a weight of the checkpoint, without what Keras calls this model."""
-    return variable.name.removesuffix(":0").partition("/bert/")[2]
