@@ -310,15 +310,19 @@ def test_what_cannot_go_on_is_told(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["nothing", "config"])
+@pytest.mark.parametrize("what", ["nothing", "config", "half"])
 def test_from_names_what_was_trained_and_its_settings_alone(
     worded, base, tmp_path, capsys, what
 ):
-    given = command(base if what == "config" else tmp_path, worded, tmp_path / "next")
+    shutil.copytree(base, tmp_path / "half")
+    (tmp_path / "half" / "metrics.json").unlink()
+    start = {"nothing": tmp_path, "config": base, "half": tmp_path / "half"}[what]
+    given = command(start, worded, tmp_path / "next")
     more = ["--config", "configs/movielens-100k.toml"] if what == "config" else []
     assert train.main([*given, *more]) == 2
     message = {
-        "nothing": "lacks best.index. Train it to its end",
+        "nothing": "lacks metrics.json. Train it to its end",
+        "half": "half lacks metrics.json. Train it to its end",
         "config": "--from brings the settings of the model that it names",
     }
     assert message[what] in capsys.readouterr().err

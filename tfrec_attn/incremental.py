@@ -178,10 +178,12 @@ def base(path: Path) -> Path:
     Raises:
       ValueError: When it is neither, or not whole.
     """
+    # A run has its metrics last of all.
+    whole = ["metrics.json", "checkpoints/best.index", ROWS, EVENTS]
     if (path / "saved_model.pb").exists():
         path = path / KEPT
-    whole = [path / "checkpoints" / "best.index", path / ROWS, path / EVENTS]
-    if missing := [file.name for file in whole if not file.exists()]:
+        whole.remove("metrics.json")
+    if missing := [name for name in whole if not (path / name).exists()]:
         raise ValueError(
             "--from names the folder of a finished run, or of a version that export wrote: "
             f"{path} lacks {missing[0]}. Train it to its end, with this version of the "
