@@ -99,9 +99,8 @@ def test_a_trained_run_is_served_with_it(run, tmp_path, method):
     tower = model.item_tower
     want = tower.pool(tower.vector({"id": tf.zeros(2, tf.int32)} | features)).numpy()
     np.testing.assert_allclose(found["embedding"], want, atol=2e-2)
-    listed = [name for name, _ in tf.train.list_variables(str(base / "1" / "variables"))]
     reader = tf.train.load_checkpoint(str(base / "1" / "variables" / "variables"))
-    kinds = [reader.get_variable_to_dtype_map()[name] for name in listed]
+    kinds = list(reader.get_variable_to_dtype_map().values())
     assert kinds.count(tf.int8) == (13 if method == "quantize" else 0)
 
 
@@ -145,6 +144,9 @@ def test_mistakes_are_named(run, worded, tmp_path, capsys):
     for flags in ((), both, both[:4], both[2:4], both[4:], both[:2] + both[4:]):
         said = refused("quantize", *flags, "--to", to)
         assert "Give --run, or --backbone and --texts" in said
+    (tmp_path / "one.txt").write_text("word1\nword1\n")
+    alone = *both[2:5], tmp_path / "one.txt"
+    assert "or more: got 1. Give" in refused("quantize", *alone, "--to", to)
     assert "--to names a new folder" in refused("quantize", "--run", run, "--to", run)
     many = ["--heads", "2", "--run", run, "--to", to]
     assert "Received: 2" in refused("prune", *many)

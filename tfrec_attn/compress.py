@@ -63,12 +63,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
         raise ValueError(f"--to names a new folder: {args.to} is there already.")
-    if bool(args.run) == bool(args.backbone and args.texts) or (args.run and args.texts):
+    sources = bool(args.run), bool(args.backbone), bool(args.texts)
+    if sources not in ((True, False, False), (False, True, True)):
         raise ValueError("Give --run, or --backbone and --texts.")
     ranked = None
     if args.run:
-        folder = runs.encoder(args.run)
         ranked, prepared = ranks(args.run)
+        folder = runs.encoder(args.run)
         length = prepared.config.text.max_length
         # Items without a training event stay unseen by what is learned, too.
         corpus = prepared.items.texts[prepared.frequency > 0]
@@ -76,6 +77,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         folder, length = backbones.backbone(args.backbone), config_lib.Text().max_length
         corpus = args.texts.read_text("utf-8").splitlines()
     corpus = sorted({text for text in corpus if text.strip()})
+    if len(corpus) < 2:
+        raise ValueError(
+            f"An encoder is measured on two different texts or more: got {len(corpus)}. "
+            "Give others by --texts, or a run whose items have texts."
+        )
     tokens = texts.tokenize(folder, corpus, length)
     fit.deterministic(0)
     original, begin = bert_lib.load(folder), time.perf_counter()
@@ -131,8 +137,6 @@ def distilled(args: argparse.Namespace, teacher, ids: np.ndarray):
         learning_rate=args.learning_rate,
         weight_decay=0.0,
     )
-    if len(ids) < 2:
-        raise ValueError(f"A student learns on two texts or more: got {len(ids)}.")
     order = np.random.default_rng(args.seed).permutation(len(ids))
     kept, learned = np.split(order, [max(1, round(HELD_OUT * len(ids)))])
     student = distillation.student(teacher, args.layers)
