@@ -169,7 +169,9 @@ def keep(tables: Tables, past: Past | None, out: Path) -> None:
     identified(tables).write_parquet(out / EVENTS)
     (out / OLD).unlink(missing_ok=True)
     if past is not None and past.old is not None:
-        past.old.write_parquet(out / OLD)
+        # Not of those who have left since.
+        still = past.old.join(identified(tables), on=["user", "item", "time"], how="semi")
+        still.write_parquet(out / OLD)
 
 
 def base(path: Path) -> Path:
