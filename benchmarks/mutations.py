@@ -306,12 +306,6 @@ MUTATIONS = [
     Mutation("hidden states not averaged", " / len(apart)", "", "distillation"),
     Mutation("no cosine", "+ 1 - tf.reduce_mean(cosine)", "", "distillation"),
     Mutation(
-        "the mean over padding, too",
-        "masked_mean(x, real)",
-        "tf.reduce_mean(x, 1)",
-        "distillation",
-    ),
-    Mutation(
         "the strongest heads go", "-magnitudes(block)", "magnitudes(block)", "pruning"
     ),
     Mutation(
