@@ -73,13 +73,22 @@ COMPILED = ["bert.xla=true", "train.precision=bfloat16"]
     ("sets", "done"),
     [
         (["bert.tuning=adalora"], 1),
+        (["bert.tuning=lora"], 0),
         (["bert.tuning=lora"], 2),
         (["bert.tuning=lora", "loss.ranking=0", *ALL], 1),
         (["bert.tuning=adalora", "loss.ranking=0", "train.precision=float16"], 1),
         (["bert.tuning=all", "loss.ranking=0", *SPARING], 1),
         (["bert.tuning=prefix", "loss.ranking=0", *COMPILED], 1),
     ],
-    ids=["adalora", "lora", "against overfitting", "float16", "memory", "compiled"],
+    ids=[
+        "adalora",
+        "at first",
+        "lora",
+        "against overfitting",
+        "float16",
+        "memory",
+        "compiled",
+    ],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
     worded, tmp_path, monkeypatch, sets, done

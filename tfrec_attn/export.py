@@ -30,7 +30,7 @@ def run(
       version: The next free one by default.
       items: A table of items that the run has not seen, to be recommended too.
       others: Further runs, whose weights are averaged with its own.
-      backbone: A BERT folder in place of the run's own, see `runs.untrained`.
+      backbone: A BERT folder in place of the run's own, see `runs.load`.
 
     Raises:
       ValueError: When a run is not finished, the version exists, there is something
@@ -40,11 +40,11 @@ def run(
     from tfrec_attn.serve import export, parity
 
     version = export.free_version(base, version)
-    model, prepared = runs.load(run_folder, items, backbone)
     if others and backbone:
         raise ValueError(
             "Give --average or --backbone: averaged runs have BERTs of their own."
         )
+    model, prepared = runs.load(run_folder, items, backbone)
     if others:
         train = prepared.config.train
         measure = lambda: evaluate.evaluate(

@@ -161,14 +161,7 @@ def keep_for_later(model, run: Path, version: Path) -> None:
 
 
 def load(run: Path, items: Path | None = None, backbone: Path | None = None):
-    """The trained model and its data; see `untrained`."""
-    model, prepared = untrained(run, items, backbone)
-    restore(model, run, without_bert=backbone is not None)
-    return model, prepared
-
-
-def untrained(run: Path, items: Path | None = None, backbone: Path | None = None):
-    """The model of a run as it began, without the trained weights, and the data.
+    """The trained model and its data.
 
     Args:
       run: Its folder.
@@ -180,6 +173,21 @@ def untrained(run: Path, items: Path | None = None, backbone: Path | None = None
       ValueError: When the folder is not that of a training, its tables have changed, or
         there is something wrong with `items` or `backbone`.
     """
+    model, prepared = _made(run, items, backbone)
+    restore(model, run, without_bert=backbone is not None)
+    return model, prepared
+
+
+def untrained(run: Path):
+    """The model of a run as it began, without the trained weights, and its data."""
+    model, prepared = _made(run)
+    if prepared.old is not None:
+        incremental.begin(model, run)
+    return model, prepared
+
+
+def _made(run: Path, items: Path | None = None, backbone: Path | None = None):
+    """The model of a run as its seed makes it, and the data; see `load`."""
     if not (run / "checkpoints" / "best.index").exists():
         raise ValueError(
             f"{run} holds no trained model. Run tfrec_attn.train --out {run} first."
@@ -194,8 +202,6 @@ def untrained(run: Path, items: Path | None = None, backbone: Path | None = None
     fit.deterministic(config.train.seed)
     model = pipeline.build(prepared)
     model.warm_up()
-    if prepared.old is not None and not backbone:
-        incremental.begin(model, run)
     return model, prepared
 
 
@@ -244,7 +250,7 @@ def restore(model, run: Path, *, without_bert: bool = False) -> None:
     """Gives a model of the run the weights that training kept.
 
     Args:
-      model: From `untrained`.
+      model: Of the run.
       run: Its folder.
       without_bert: Whether another BERT stands in for the one that was trained.
     """

@@ -97,7 +97,6 @@ def run(
     from tfrec_attn import evaluate, fit, incremental, metrics, pipeline, plots, runs
 
     begun = runs.claim(out, resume=resume)
-    fit.deterministic(config.train.seed)
     past = None
     if base and not begun:
         base = incremental.base(base)
@@ -119,6 +118,8 @@ def run(
                 "examples.positives, raise split.share or choose another split."
             )
     logger.info("split %s: %s", prepared.split.name, prepared.split.promise)
+    # Here, as whatever has made layers before, as to encode texts, has drawn from the seed.
+    fit.deterministic(config.train.seed)
     strategy = fit.strategy(config.train.strategy)
     with strategy.scope():
         model = pipeline.build(prepared, config.train.precision)
