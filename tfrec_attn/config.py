@@ -379,34 +379,28 @@ class Config(_Section):
     index: Index = Index()
 
     @pydantic.model_validator(mode="after")
-    def _budget(self) -> "Config":
-        if self.regularization.average and self.bert.tuning == "adalora":
+    def _together(self) -> "Config":
+        """Settings that are each right, but not with one another."""
+        loss, train, against = self.loss, self.train, self.regularization
+        if loss.distillation and train.ranking_epochs:
+            raise ValueError(
+                "loss.distillation needs train.ranking_epochs=0: the retrieval learns from "
+                "the ranking only where both are trained at once. Received: "
+                f"loss.distillation={loss.distillation}, "
+                f"train.ranking_epochs={train.ranking_epochs}"
+            )
+        if against.average and self.bert.tuning == "adalora":
             raise ValueError(
                 "regularization.average must be 0 with bert.tuning=adalora, as an average "
-                "brings back directions that were cut. Received: "
-                f"{self.regularization.average}. Set bert.tuning=lora, or no average"
+                f"brings back directions that were cut. Received: {against.average}. Set "
+                "bert.tuning=lora, or no average"
             )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _compared(self) -> "Config":
-        weight = self.regularization.consistency
-        if weight and not self.loss.negatives:
+        if against.consistency and not loss.negatives:
             raise ValueError(
                 "regularization.consistency compares choices among a step's negatives and "
                 "needs loss.negatives above 0: raise it, or set consistency to 0. "
-                f"Received: regularization.consistency={weight}, loss.negatives=0"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _one_stage(self) -> "Config":
-        if self.loss.distillation and self.train.ranking_epochs:
-            raise ValueError(
-                "loss.distillation needs train.ranking_epochs=0: the retrieval learns from "
-                f"the ranking only where both are trained at once. Received: "
-                f"loss.distillation={self.loss.distillation}, "
-                f"train.ranking_epochs={self.train.ranking_epochs}"
+                f"Received: regularization.consistency={against.consistency}, "
+                "loss.negatives=0"
             )
         return self
 

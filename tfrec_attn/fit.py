@@ -71,12 +71,16 @@ def fit(
       The metrics of each epoch; the model then has the weights of the best one.
 
     Raises:
-      ValueError: When `settings.monitor` is no metric of `validate`.
+      ValueError: When `settings.monitor` is no metric of `validate`, or the examples of a
+        step do not fall into `settings.accumulate` equal parts.
       FloatingPointError: When a loss is not finite; names epoch and batch.
       MemoryError: When a step does not fit into a device's memory; names what to lower.
     """
     history: list[dict[str, Any]] = []
-    for stage, epochs in stages(settings, model.settings).items():
+    turns = stages(settings, model.settings)
+    for stage in turns:
+        _check_parts(model, _step_size(model, settings, stage))
+    for stage, epochs in turns.items():
         keeper = Keeper(model, validate, out, settings, stage, history)
         run_stage(keeper, examples, epochs, resume=resume)
     keeper.settle()
@@ -102,14 +106,11 @@ def run_stage(
       resume: Whether to go on from the stage's last state, where there is one.
     """
     model, settings = keeper.recommender, keeper.settings
-    size = settings.batch_size
+    size = _step_size(model, settings, keeper.stage)
     if keeper.stage == "ranking":
         # Targets that share a window are of one user: a step learns more from as many of
         # different users.
         examples = make(examples.history, examples.targets, length=examples.length)
-        replicas = model.distribute_strategy.num_replicas_in_sync
-        size = model.settings.ranked_targets * replicas
-    _check_parts(model, size)
     per_epoch = batches.steps(examples, size)
     keeper.begin()
     live = model.trained_bert
@@ -153,6 +154,13 @@ def run_stage(
                 ),
             ],
         )
+
+
+def _step_size(model: Recommender, settings: Any, stage: str) -> int:
+    """Examples of a step, over all replicas."""
+    if stage != "ranking":
+        return settings.batch_size
+    return model.settings.ranked_targets * model.distribute_strategy.num_replicas_in_sync
 
 
 def _check_parts(model: Recommender, size: int) -> None:
