@@ -17,9 +17,13 @@ import starlette.responses
 import uvicorn
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
 from tfrec_attn.serve import rest
@@ -147,11 +151,19 @@ def _start_grpc(
 
 def _services(models: ModelServer) -> list[grpc.GenericRpcHandler]:
     metadata, status = get_model_metadata_pb2, get_model_status_pb2
+    classification, regression = classification_pb2, regression_pb2
+    inference, reload = inference_pb2, model_management_pb2
     prediction = {
         "Predict": _method(models.predict, predict_pb2.PredictRequest),
+        "Classify": _method(models.classify, classification.ClassificationRequest),
+        "Regress": _method(models.regress, regression.RegressionRequest),
+        "MultiInference": _method(models.multi_inference, inference.MultiInferenceRequest),
         "GetModelMetadata": _method(models.metadata, metadata.GetModelMetadataRequest),
     }
-    management = {"GetModelStatus": _method(models.status, status.GetModelStatusRequest)}
+    management = {
+        "GetModelStatus": _method(models.status, status.GetModelStatusRequest),
+        "HandleReloadConfigRequest": _method(models.reload, reload.ReloadConfigRequest),
+    }
     handlers = grpc.method_handlers_generic_handler
     return [
         handlers("tensorflow.serving.PredictionService", prediction),
