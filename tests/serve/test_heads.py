@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 from tensorflow.core.example import example_pb2
 
-from tfrec_attn.serve import heads, loading
+from tfrec_attn.serve import heads, saved_model
 from tfrec_attn.serve.servable import ServingError
 
 
 @pytest.fixture(scope="module")
 def loaded(heads):
-    return loading.load(heads / "1", 1)
+    return saved_model.load(heads / "1", 1)
 
 
 def sent(*values):

@@ -9,7 +9,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tfrec_attn.serve import inference, loading
+from tfrec_attn.serve import inference, saved_model
 from tfrec_attn.serve.servable import ServingError
 
 
@@ -24,7 +24,7 @@ def feature(name, value):
 
 @pytest.fixture(scope="module")
 def loaded(heads):
-    return loading.load(heads / "1", 7)
+    return saved_model.load(heads / "1", 7)
 
 
 def source(*values):

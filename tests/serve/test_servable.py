@@ -2,7 +2,7 @@ import grpc
 import numpy as np
 import pytest
 
-from tfrec_attn.serve import loading
+from tfrec_attn.serve import saved_model
 from tfrec_attn.serve.servable import ServingError
 
 A = np.array([2, 3, 5], np.float32)
@@ -11,7 +11,7 @@ B = np.array([7, 11, 13], np.float32)
 
 @pytest.fixture(scope="module")
 def loaded(toy):
-    return loading.load(toy / "1", 1)
+    return saved_model.load(toy / "1", 1)
 
 
 def test_the_default_signature(loaded):

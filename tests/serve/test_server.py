@@ -26,7 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfrec_attn.serve import __main__ as command
-from tfrec_attn.serve import loading, model_server, server, tensors
+from tfrec_attn.serve import model_server, saved_model, server, tensors
 
 
 def request(signature="", a=2.0, b=5.0):
@@ -177,7 +177,7 @@ def test_stopping_lets_running_calls_finish(toy):
     held, release = threading.Semaphore(0), threading.Event()
 
     def slow(path, version):
-        loaded = loading.load(path, version)
+        loaded = saved_model.load(path, version)
 
         def product(arrays):
             held.release()

@@ -12,10 +12,10 @@ def touch(base, name):
 
 
 def test_version_folders_are_numbers_with_a_model_in_them(tmp_path):
-    for name in ("1", "00000123", "x", "7.tmp", "-2"):
+    for name in ("1", "001", "00000123", "x", "7.tmp", "-2", "9223372036854775808"):
         touch(tmp_path, name)
     (tmp_path / "9").mkdir()
-    assert set(versions(tmp_path)) == {1, 123}
+    assert versions(tmp_path) == {1: tmp_path / "1", 123: tmp_path / "00000123"}
     assert versions(tmp_path / "none") == {}
 
 

@@ -11,7 +11,7 @@ from tensorflow_serving.apis import (
     session_service_pb2,
 )
 
-from tfrec_attn.serve import loading, tensors
+from tfrec_attn.serve import saved_model, tensors
 from tfrec_attn.serve.servable import ServingError
 
 A = np.array([2, 3, 5], np.float32)
@@ -31,16 +31,16 @@ def test_warm_up_requests_are_replayed(tmp_path, caplog):
     toys.save_toy(tmp_path / "1")
     toys.warm_up_with(tmp_path / "1", *[predict_request(a=A, b=B)] * 3)
     with caplog.at_level("INFO"):
-        loading.load(tmp_path / "1", 1)
+        saved_model.load(tmp_path / "1", 1)
     assert "replayed 3 warm-up requests" in caplog.text
     toys.warm_up_with(tmp_path / "1", predict_request(a=A, b=B), predict_request(a=A))
     with pytest.raises(ServingError, match=r"Missing but required: \{b\}"):
-        loading.load(tmp_path / "1", 1)
+        saved_model.load(tmp_path / "1", 1)
     # Switched off, not even a wrong one is run.
-    assert loading.load(tmp_path / "1", 1, replays=0).version == 1
+    assert saved_model.load(tmp_path / "1", 1, replays=0).version == 1
     toys.warm_up_with(tmp_path / "1", *[predict_request(a=A, b=B)] * 1001)
     with pytest.raises(ValueError, match="more than 1000 warm-up requests"):
-        loading.load(tmp_path / "1", 1)
+        saved_model.load(tmp_path / "1", 1)
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +75,13 @@ def test_every_kind_of_call_is_replayed(headed, caplog, kind, request_class, goo
     request = text_format.Parse(good, request_class())
     toys.warm_up_with(headed, request, kind=kind)
     with caplog.at_level("INFO"):
-        loading.load(headed, 1, replays=2)
+        saved_model.load(headed, 1, replays=2)
     assert "replayed 1 warm-up requests" in caplog.text
     wrong = request_class.FromString(request.SerializeToString())
     wrong.ClearField("input")
     toys.warm_up_with(headed, wrong, kind=kind)
     with pytest.raises(ServingError, match="Input is empty"):
-        loading.load(headed, 1)
+        saved_model.load(headed, 1)
 
 
 def test_each_request_is_run_as_often_as_asked(headed, monkeypatch):
@@ -90,7 +90,7 @@ def test_each_request_is_run_as_often_as_asked(headed, monkeypatch):
     runs = []
     monkeypatch.setitem(warm_up._CALLS, "predict_log", lambda *call: runs.append(call))
     toys.warm_up_with(headed, predict_request(a=A), predict_request(b=B))
-    loading.load(headed, 1, replays=3)
+    saved_model.load(headed, 1, replays=3)
     assert [sorted(request.inputs) for _, request in runs] == [["a"]] * 3 + [["b"]] * 3
 
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_replayed_fails(headed):
     request = session_service_pb2.SessionRunRequest()
     toys.warm_up_with(headed, request, kind="session_run_log")
     with pytest.raises(ServingError, match="for warmup: session_run_log"):
-        loading.load(headed, 1)
+        saved_model.load(headed, 1)
     (headed / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"?" * 99)
     with pytest.raises(tf.errors.DataLossError):
-        loading.load(headed, 1)
+        saved_model.load(headed, 1)

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from tfrec_attn.serve import flags
+from tfrec_attn.serve import model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -37,8 +37,8 @@ def parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 opens it to the network (default: 127.0.0.1)",
     )
-    flags.add_models(parser)
-    flags.add_unserved(parser)
+    model_flags.add_models(parser)
+    model_flags.add_unserved(parser)
     return parser
 
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     # A busy port is said below, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        for warning in flags.unserved(args):
+        for warning in model_flags.unserved(args):
             _log.warning(warning)
         check_models(args)
         return run(args)
@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     from tfrec_attn.serve import server
 
     models = configured(args)
-    running = server.start(models, args.host, args.port, args.rest_api_port)
+    running = server.start(
+        models, args.host, args.port, args.rest_api_port, profiling=args.enable_profiler
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -125,23 +127,25 @@ def run(args: argparse.Namespace) -> int:
 
 def configured(args: argparse.Namespace):
     """The models that the flags ask for, of which none is loaded yet."""
-    import tensorflow as tf
-
-    from tfrec_attn.serve import lifecycle, loading, model_config, model_server, servable
-
-    tf.config.threading.set_intra_op_parallelism_threads(
-        args.tensorflow_intra_op_parallelism
+    from tfrec_attn.serve import (
+        lifecycle,
+        model_config,
+        model_server,
+        saved_model,
+        servable,
     )
-    tf.config.threading.set_inter_op_parallelism_threads(
-        args.tensorflow_inter_op_parallelism
+
+    saved_model.limit_threads(
+        args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism
     )
     replays = max(args.num_request_iterations_for_warmup, 1) * args.enable_model_warmup
     interval = args.load_retry_interval_micros / 1e6
-    make = functools.partial(
-        lifecycle.Model,
-        load=functools.partial(loading.load, replays=replays),
-        retries=lifecycle.Retries(args.max_num_load_retries, interval),
-    )
+    retries = lifecycle.Retries(args.max_num_load_retries, interval)
+
+    def make(name: str, base_path: pathlib.Path, *, policy) -> lifecycle.Model:
+        load = functools.partial(saved_model.load, replays=replays)
+        return lifecycle.Model(name, base_path, load, policy=policy, retries=retries)
+
     models = model_server.ModelServer(
         make=make,
         early_labels=args.allow_version_labels_for_unavailable_models,

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from tfrec_attn.serve import loading
+from tfrec_attn.serve import saved_model
 from tfrec_attn.serve.servable import Servable, ServingError
 from tfrec_attn.serve.versions import LATEST, chosen, last_change, missing, versions
 
@@ -80,7 +80,7 @@ class Model:
         self,
         name: str,
         base_path: pathlib.Path,
-        load: Callable[[pathlib.Path, int], Servable] = loading.load,
+        load: Callable[[pathlib.Path, int], Servable] = saved_model.load,
         *,
         policy: Any = LATEST,
         retries: Retries = Retries(),

@@ -26,7 +26,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tfrec_attn.serve import rest
+from tfrec_attn.serve import profiler, rest
 from tfrec_attn.serve.model_server import ModelServer
 from tfrec_attn.serve.servable import ServingError
 
@@ -76,7 +76,14 @@ class Running:
         self._rest_thread.join(grace)
 
 
-def start(models: ModelServer, host: str, port: int, rest_api_port: int) -> Running:
+def start(
+    models: ModelServer,
+    host: str,
+    port: int,
+    rest_api_port: int,
+    *,
+    profiling: bool = False,
+) -> Running:
     """Opens both ports; models may still be loading.
 
     Args:
@@ -84,13 +91,14 @@ def start(models: ModelServer, host: str, port: int, rest_api_port: int) -> Runn
       host: Address to listen on.
       port: For gRPC; 0 takes a free one.
       rest_api_port: For REST; 0 takes a free one.
+      profiling: Whether gRPC also serves the profiler.
 
     Raises:
       OSError: A port is busy or may not be opened.
     """
     rest_socket = _listen(host, rest_api_port)
     try:
-        grpc_server, health_servicer, grpc_port = _start_grpc(models, host, port)
+        grpc_server, health_servicer, grpc_port = _start_grpc(models, host, port, profiling)
     except OSError:
         rest_socket.close()
         raise
@@ -131,11 +139,14 @@ def _refused(protocol: str, address: str, why: str | None, flag: str) -> str:
 
 
 def _start_grpc(
-    models: ModelServer, host: str, port: int
+    models: ModelServer, host: str, port: int, profiling: bool
 ) -> tuple[grpc.Server, health.HealthServicer, int]:
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc")
     server = grpc.server(pool, options=_OPTIONS)
     server.add_generic_rpc_handlers(_services(models))
+    if profiling:
+        method = _method(profiler.profile, profiler.ProfileRequest)
+        server.add_registered_method_handlers(profiler.SERVICE, {"Profile": method})
     health_servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

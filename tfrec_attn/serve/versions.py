@@ -8,6 +8,7 @@ from typing import Any
 from tensorflow_serving.config import file_system_storage_path_source_pb2
 
 _SourceConfig = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig
+_LARGEST = 2**63 - 1
 LATEST: Any = _SourceConfig.ServableVersionPolicy()
 
 
@@ -15,10 +16,12 @@ def versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     """The version folders; one without its saved_model file is still being written."""
     if not base_path.is_dir():
         return {}
+    # Of 001 and 1 the latter counts.
     return {
         int(path.name): path
-        for path in base_path.iterdir()
-        if re.fullmatch("[0-9]+", path.name)
+        for path in sorted(base_path.iterdir())
+        if re.fullmatch("[0-9]{1,30}", path.name)
+        and int(path.name) <= _LARGEST
         and any((path / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt"))
     }
 

@@ -20,10 +20,6 @@ _REFUSED = {
     ),
     "saved_model_tags": (("serve",), 'only graphs tagged "serve" are loaded'),
     "prefer_tflite_model": (("false",), "TensorFlow Lite is not served"),
-    "enable_per_model_batching_parameters": (
-        ("false",),
-        "batching has one file for all models: --batching_parameters_file",
-    ),
     "xla_cpu_compilation_enabled": (("true",), "XLA cannot be switched off here"),
     "xla_gpu_compilation_enabled": (("true",), "XLA cannot be switched off here"),
     "thread_pool_factory_config_file": ((), "TensorFlow's own thread pools are used"),
@@ -35,11 +31,6 @@ _REFUSED = {
     "enable_serialization_as_tensor_content": (
         ("false",),
         "answers carry their values one by one",
-    ),
-    "enable_grpc_healthcheck_service": (("true",), "the health service is always there"),
-    "enable_profiler": (
-        ("false",),
-        "the profiler service is not served: use tf.profiler on the model itself",
     ),
 }
 # They change how fast a model server is, never what it answers: taken with a warning.
@@ -121,6 +112,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="times that each of them is run (default: 1)",
     )
+    switch(add, "--enable_profiler", True, "serve traces to TensorBoard and tf.profiler")
     for name in ("intra", "inter"):
         add(
             f"--tensorflow_{name}_op_parallelism",

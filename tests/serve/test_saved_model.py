@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn.serve import loading
+from tfrec_attn.serve import saved_model
 
 A = np.array([2, 3, 5], np.float32)
 B = np.array([7, 11, 13], np.float32)
@@ -10,7 +10,7 @@ B = np.array([7, 11, 13], np.float32)
 
 @pytest.fixture(scope="module")
 def loaded(toy):
-    return loading.load(toy / "1", 1)
+    return saved_model.load(toy / "1", 1)
 
 
 def test_the_fast_call_is_the_plain_call(loaded):
@@ -43,7 +43,7 @@ def test_a_graph_of_tensorflow_1(tmp_path):
         )
         builder.add_meta_graph_and_variables(session, ["serve"], {"sub": definition})
         builder.save()
-    old = loading.load(tmp_path / "1", 1)
+    old = saved_model.load(tmp_path / "1", 1)
     got = old.run("sub", {"a": B[:, None], "b": A[:, None]})
     assert got["less"].tolist() == [[5], [8], [8]]
     assert got["again"].tolist() == [[7], [11], [13]]
@@ -57,4 +57,4 @@ def test_a_graph_with_another_tag_is_named(tmp_path, toy):
     saved = (toy / "1" / "saved_model.pb").read_bytes()
     (tmp_path / "saved_model.pb").write_bytes(saved.replace(b"serve", b"train"))
     with pytest.raises(ValueError, match='has no graph tagged "serve"'):
-        loading.load(tmp_path, 1)
+        saved_model.load(tmp_path, 1)
