@@ -44,7 +44,7 @@ def test_classes_and_scores_for_each_example(loaded, name, want):
 @pytest.mark.parametrize(
     ("call", "name", "message"),
     [
-        ("regressed", "regress_pair", r"\[batch_size, 1\] but got \[3, 2\]"),
+        ("regressed", "regress_pair", r"\[batch_size, 1\] but got \[3,2\]"),
         ("regressed", "regress_whole", "Tensor of DT_FLOAT.  Got: DT_INT32"),
         ("regressed", "regress_total", "did not match output batch size: 3 vs. 1"),
         ("regressed", "classify", "Expected one output Tensor"),

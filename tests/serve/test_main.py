@@ -3,9 +3,11 @@
 import threading
 
 import pytest
+import tensorflow as tf
 
+import tfrec_attn
 from tfrec_attn.serve import __main__ as command
-from tfrec_attn.serve.servable import ServingError, invalid
+from tfrec_attn.serve.servable import invalid
 
 
 def config(base_path, more=""):
@@ -169,6 +171,12 @@ def test_loads_are_tried_again_without_another_look():
     assert done == ["poll", False, "settle", True]
 
 
-def test_a_serving_error_is_no_value_error():
-    """`main` turns those into one line; a refusal of the models must have become one."""
-    assert not issubclass(ServingError, (ValueError, OSError))
+def test_versions_are_told(capsys):
+    assert command.main(["--version"]) == 0
+    told = capsys.readouterr().out
+    assert f"tfrec_attn {tfrec_attn.__version__}, TensorFlow {tf.__version__}" in told
+
+
+def test_a_folder_without_a_name_needs_one():
+    with pytest.raises(ValueError, match="/ has no name: give --model_name"):
+        configured("--model_base_path=/")

@@ -93,10 +93,3 @@ def test_what_only_tunes_is_warned_of():
     first, second = model_flags.unserved(args)
     assert first.startswith("--num_unload_threads is passed over: a version goes with")
     assert second.startswith("--flush_filesystem_caches is passed over: ")
-
-
-def test_versions_are_told(capsys):
-    with pytest.raises(SystemExit) as caught:
-        parse("--version")
-    assert caught.value.code == 0
-    assert "TensorFlow 2." in capsys.readouterr().out

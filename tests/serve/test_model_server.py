@@ -370,3 +370,10 @@ def test_a_model_that_cannot_be_looked_at_keeps_no_other_waiting(bases, caplog, 
     server.poll()
     assert "could not look for versions of a: gone while it was read" in caplog.text
     assert found(server, "b") == 1
+
+
+def test_models_load_side_by_side(toy, heads):
+    server = ModelServer([Model("toy", toy), Model("heads", heads)], load_threads=2)
+    server.poll()
+    assert server.ready
+    assert list(server.predict(request()).outputs["product"].float_val) == [10.0, 21.0]

@@ -52,6 +52,8 @@ def port(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then finishes what runs; 2 if it cannot start."""
     args = parser().parse_args(argv)
+    if args.version:
+        return show_versions()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # A busy port is said below, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -63,6 +65,16 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
+
+
+def show_versions() -> int:
+    """Prints what serves, and with what."""
+    import tensorflow as tf
+
+    from tfrec_attn import __version__
+
+    print(f"{NAME}: tfrec_attn {__version__}, TensorFlow {tf.__version__}")
+    return 0
 
 
 def check_models(args: argparse.Namespace) -> None:
@@ -127,23 +139,17 @@ def run(args: argparse.Namespace) -> int:
 
 def configured(args: argparse.Namespace):
     """The models that the flags ask for, of which none is loaded yet."""
-    from tfrec_attn.serve import (
-        lifecycle,
-        model_config,
-        model_server,
-        saved_model,
-        servable,
-    )
+    from tfrec_attn.serve import lifecycle, model_server, saved_model, servable
 
     saved_model.limit_threads(
         args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism
     )
     replays = max(args.num_request_iterations_for_warmup, 1) * args.enable_model_warmup
+    load = functools.partial(saved_model.load, replays=replays)
     interval = args.load_retry_interval_micros / 1e6
     retries = lifecycle.Retries(args.max_num_load_retries, interval)
 
     def make(name: str, base_path: pathlib.Path, *, policy) -> lifecycle.Model:
-        load = functools.partial(saved_model.load, replays=replays)
         return lifecycle.Model(name, base_path, load, policy=policy, retries=retries)
 
     models = model_server.ModelServer(
@@ -151,20 +157,27 @@ def configured(args: argparse.Namespace):
         early_labels=args.allow_version_labels_for_unavailable_models,
         load_threads=args.num_load_threads,
     )
-    if args.model_config_file:
-        config = model_config.read(args.model_config_file)
-    else:
-        # The name of "." and of "models/x/.." is only known once resolved.
-        name = args.model_name or args.model_base_path.resolve().name
-        config = model_config.single(name, args.model_base_path)
     try:
-        models.configure(config)
+        models.configure(configuration(args))
     except servable.ServingError as error:
         raise ValueError(
             f"{args.model_config_file}: {error}. At the start none is: give "
             "--allow_version_labels_for_unavailable_models."
         ) from error
     return models
+
+
+def configuration(args: argparse.Namespace):
+    """The configuration in the file, or the one of the folder that is given."""
+    from tfrec_attn.serve import model_config
+
+    if args.model_config_file:
+        return model_config.read(args.model_config_file)
+    # The name of "." and of "models/x/.." is only known once resolved.
+    name = args.model_name or args.model_base_path.resolve().name
+    if not name:
+        raise ValueError(f"{args.model_base_path} has no name: give --model_name.")
+    return model_config.single(name, args.model_base_path)
 
 
 def start(target: Callable, *args) -> threading.Thread:

@@ -49,7 +49,7 @@ def classified(
 def _check_classes(name: str, values: np.ndarray, dtype: np.dtype, count: int) -> None:
     if values.ndim != 2:
         raise invalid(
-            f"Expected Tensor shape: [batch_size num_classes] but got {list(values.shape)}"
+            f"Expected Tensor shape: [batch_size num_classes] but got {_shape(values)}"
         )
     if values.dtype != dtype:
         raise invalid(
@@ -98,7 +98,7 @@ def regressed(
     if values.ndim != 1 and (values.ndim != 2 or values.shape[1] != 1):
         raise invalid(
             "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] "
-            f"but got {list(values.shape)}"
+            f"but got {_shape(values)}"
         )
     if len(values) != len(sent):
         raise invalid(
@@ -120,6 +120,10 @@ def _need_one_input(definition: meta_graph_pb2.SignatureDef, what: str) -> None:
         raise invalid("Expected one input Tensor.")
     if _INPUTS not in definition.inputs:
         raise invalid(f"No {what} inputs found in SignatureDef: {_shown(definition)}")
+
+
+def _shape(values: np.ndarray) -> str:
+    return f"[{','.join(map(str, values.shape))}]"
 
 
 def _shown(definition: meta_graph_pb2.SignatureDef) -> str:

@@ -4,10 +4,7 @@ Names, defaults and meanings are those of tensorflow/serving `model_servers/main
 """
 
 import argparse
-import importlib.metadata
 import pathlib
-
-from tfrec_attn import __version__
 
 # What each of them would change cannot be had here. A value in the tuple asks for nothing.
 _REFUSED = {
@@ -113,6 +110,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
         help="times that each of them is run (default: 1)",
     )
     switch(add, "--enable_profiler", True, "serve traces to TensorBoard and tf.profiler")
+    switch(add, "--version", False, "say the versions of this package and of TensorFlow")
     for name in ("intra", "inter"):
         add(
             f"--tensorflow_{name}_op_parallelism",
@@ -130,9 +128,6 @@ def switch(add, flag: str, default: bool, text: str) -> None:
 
 def add_unserved(parser: argparse.ArgumentParser) -> None:
     """Adds tensorflow_model_server's other flags, so that `unserved` can say why not."""
-    tensorflow = importlib.metadata.version("tensorflow")
-    version = f"tfrec_attn {__version__}, TensorFlow {tensorflow}"
-    parser.add_argument("--version", action="version", version=version)
     for name in [*_REFUSED, *_TUNING]:
         parser.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
 

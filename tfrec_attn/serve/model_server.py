@@ -181,7 +181,7 @@ class ModelServer:
         except ServingError as error:
             if self._started:
                 raise
-            # To the caller it is as if the server were not up yet: he tries again.
+            # To a caller it is as if the server were not up yet, and worth another try.
             raise ServingError(
                 grpc.StatusCode.UNAVAILABLE, f"Models are still being loaded ({spec.name})"
             ) from error
