@@ -52,11 +52,19 @@ def test_items_are_removed(prepared, tmp_path, caplog):
     _, of = prepared
     gone = tmp_path / "gone.txt"
     gone.write_text("i3\ni30\nnone\n")
-    assert np.flatnonzero(~offers.without(of, gone)).tolist() == [3, 30]
+    assert np.flatnonzero(~offers.offered(of, gone, None)).tolist() == [3, 30]
     assert "1 ids, as 'none', are no items" in caplog.text
+    assert np.flatnonzero(offers.offered(of, gone, (1, 5))).tolist() == [
+        0,
+        5,
+        10,
+        15,
+        20,
+        25,
+    ]
     gone.write_text("\n".join(of.items.ids))
-    with pytest.raises(ValueError, match=f"names all {shop.ITEMS} items: none is left"):
-        offers.without(of, gone)
+    with pytest.raises(ValueError, match=f"Of {shop.ITEMS} items none is left"):
+        offers.offered(of, gone, None)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +166,7 @@ def test_a_version_has_what_was_chosen_and_says_so(offered):
         ),
         (["--set", 'index.filters={colour="category"}'], "no column"),
         (["--remove", "no such file"], "no such file"),
+        (["--part", "40/40"], "Of 31 items none is left"),
     ],
 )
 def test_a_wrong_option_is_named(offered, tmp_path, capsys, flags, message):

@@ -30,7 +30,9 @@ def run(
     sets: Sequence[str] = (),
     attributes: Sequence[Path] = (),
     remove: Path | None = None,
+    part: tuple[int, int] | None = None,
     signatures: Sequence[str] = (),
+    vectors: Path | None = None,
 ) -> Path:
     """Exports, after the reloaded model has given the trained model's answers.
 
@@ -44,7 +46,10 @@ def run(
       sets: Settings of `[index]` in place of the run's, `index.field=value`.
       attributes: Tables of the columns of `index.filters`; see `offers.attributes`.
       remove: A file of the ids of items that are not recommended any more.
+      part: `(n, N)`: only the n-th of N parts of the items is recommended.
       signatures: Which of them; all by default.
+      vectors: A Parquet file to be written, of the ids and the pooled vectors of the items
+        that are recommended.
 
     Raises:
       ValueError: When a run is not finished, the version exists, there is something wrong
@@ -65,7 +70,7 @@ def run(
     config = config_lib.changed(prepared.config, sets, "index")
     prepared = dataclasses.replace(prepared, config=config)
     told = offers.attributes(prepared, [*attributes])
-    offered = offers.without(prepared, remove) if remove else None
+    offered = offers.offered(prepared, remove, part)
     if others:
         train = prepared.config.train
         measure = lambda: evaluate.evaluate(
@@ -99,19 +104,30 @@ def run(
                 + "; ".join(faults)
             )
         named = f"{base.resolve().name}, version {version}"
-        count = len(prepared.items) if offered is None else int(offered.sum())
-        text = card.text(named, prepared, run_folder, count)
+        text = card.text(named, prepared, run_folder, int(offered.sum()))
         (folder / card.FILE).write_text(text + "\n", "utf-8")
         # With another BERT it is no model that the run's settings describe.
         if backbone is None:
             runs.keep_for_later(model, run_folder, folder)
 
-    return export.write(graph, base, version, only=signatures, check=check, keep=keep)
+    made = export.write(graph, base, version, only=signatures, check=check, keep=keep)
+    if vectors:
+        offers.write_vectors(vectors, prepared, graph.index.first, offered)
+    return made
 
 
 def _users(prepared, most: int) -> np.ndarray:
     """Rows of some users, spread over all."""
     return np.unique(np.linspace(0, len(prepared.users) - 1, most).astype(int))
+
+
+def _part(text: str) -> tuple[int, int]:
+    """`2/4` as (2, 4), for argparse."""
+    number, slash, of = text.partition("/")
+    right = slash and number.isdecimal() and of.isdecimal()
+    if not right or not 1 <= int(number) <= int(of):
+        raise argparse.ArgumentTypeError(f"n/N, with n from 1 to N: received {text!r}")
+    return int(number), int(of)
 
 
 def served(model, prepared, *, attributes=None, offered=None):
@@ -216,6 +232,13 @@ def main(argv=None) -> int:
         "--remove", type=Path, help="file of item ids, one a line: not recommended any more"
     )
     add(
+        "--part",
+        type=_part,
+        metavar="n/N",
+        help="recommend the n-th of N parts of the items, for a catalogue behind N servers",
+    )
+    add("--vectors", type=Path, help="Parquet file to write, of ids and pooled vectors")
+    add(
         "--signatures",
         nargs="+",
         default=[],
@@ -237,6 +260,8 @@ def main(argv=None) -> int:
             sets=args.set,
             attributes=args.attributes,
             remove=args.remove,
+            part=args.part,
+            vectors=args.vectors,
             signatures=args.signatures,
         )
     except (OSError, ValueError) as error:

@@ -62,20 +62,48 @@ def attributes(
     return catalog.make(found.with_columns(pl.col("text").fill_null("")), kinds)
 
 
-def without(prepared: pipeline.Prepared, path: Path) -> np.ndarray:
-    """`[I]` bool: all items but those of a file with one id a line.
+def offered(
+    prepared: pipeline.Prepared, remove: Path | None, part: tuple[int, int] | None
+) -> np.ndarray:
+    """`[I]` bool: the items that may be recommended.
+
+    Args:
+      prepared: Of a trained run.
+      remove: A file with one id a line, of items that are not.
+      part: `(n, N)`: every N-th item from the n-th on.
 
     Raises:
-      ValueError: When nothing is left to recommend.
+      ValueError: When nothing is left.
     """
-    gone = {line for line in path.read_text("utf-8").splitlines() if line}
-    offered = ~np.isin(prepared.items.ids.astype(str), list(gone))
-    unknown = gone - set(prepared.items.ids)
-    if unknown:
-        logger.warning("%s: %d ids, as %r, are no items", path, len(unknown), min(unknown))
-    if not offered.any():
-        raise ValueError(
-            f"{path} names all {len(offered)} items: none is left to recommend."
-        )
-    logger.info("%s: %d items are not recommended", path, int((~offered).sum()))
-    return offered
+    left = np.ones(len(prepared.items), bool)
+    if part:
+        left &= np.arange(len(left)) % part[1] == part[0] - 1
+    if remove:
+        gone = {line for line in remove.read_text("utf-8").splitlines() if line}
+        unknown = gone - set(prepared.items.ids)
+        if unknown:
+            logger.warning(
+                "%s: %d ids, as %r, are no items", remove, len(unknown), min(unknown)
+            )
+        left &= ~np.isin(prepared.items.ids.astype(str), list(gone))
+    if not left.any():
+        raise ValueError(f"Of {len(left)} items none is left: change --remove or --part.")
+    if not left.all():
+        logger.info("%d of %d items are recommended", left.sum(), len(left))
+    return left
+
+
+def write_vectors(path: Path, prepared: pipeline.Prepared, first, left: np.ndarray) -> None:
+    """Ids and pooled vectors `[d]` of the items that are recommended, as Parquet.
+
+    Args:
+      path: The file.
+      prepared: Of a trained run.
+      first: The first stage of the index.
+      left: Of `offered`.
+    """
+    rows = np.flatnonzero(left)
+    vectors = first.rows(rows).numpy()
+    table = {"id": prepared.items.ids[rows].astype(str), "vector": vectors}
+    pl.DataFrame(table).write_parquet(path)
+    logger.info("%s: %d vectors of width %d", path, *vectors.shape)
