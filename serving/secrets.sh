@@ -1,29 +1,30 @@
 #!/usr/bin/env bash
-# Makes secrets/ beside serving/: a certificate authority, a certificate for the door, an API key,
-# and TF Serving's own TLS file. What is there is kept: a second call changes nothing.
+# Makes secrets/ beside serving/: a certificate authority, TF Serving's own TLS file, and in door/
+# what Envoy is given: a certificate and an API key. What is there is kept: a second call
+# changes nothing.
 #
 #     serving/secrets.sh localhost models.example.com    # the names clients call the door by
 set -euo pipefail
 umask 077
 names=("${@:-localhost}")
 cd "$(dirname "$0")/.."
-mkdir -p secrets
+mkdir -p secrets/door
 cd secrets
 
-if [ ! -e server.pem ]; then
+if [ ! -e door/server.pem ]; then
     curve=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
     openssl req -x509 "${curve[@]}" -days 3650 -subj "/CN=tfrec-attn authority" \
         -keyout ca.key -out ca.pem
     alternatives=$(printf ',DNS:%s' "${names[@]}" tfserving)
-    openssl req "${curve[@]}" -subj "/CN=${names[0]}" -keyout server.key -out server.csr
+    openssl req "${curve[@]}" -subj "/CN=${names[0]}" -keyout door/server.key -out server.csr
     openssl x509 -req -days 365 -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
-        -extfile <(echo "subjectAltName=${alternatives#,}") -out server.pem
+        -extfile <(echo "subjectAltName=${alternatives#,}") -out door/server.pem
     rm server.csr
 fi
 
-if [ ! -e auth.yaml ]; then
+if [ ! -e door/auth.yaml ]; then
     key=$(openssl rand -hex 32)
-    cat > auth.yaml <<YAML
+    cat > door/auth.yaml << YAML
 # One line a client: its name is what limits and logs know it by.
 version_info: "1"
 resources:
@@ -40,10 +41,10 @@ fi
 
 # SSLConfig holds the PEM texts themselves, not the names of files.
 quoted() { awk '{printf "%s\\n", $0}' "$1"; }
-cat > ssl.config <<TEXT
-server_key: "$(quoted server.key)"
-server_cert: "$(quoted server.pem)"
+cat > ssl.config << TEXT
+server_key: "$(quoted door/server.key)"
+server_cert: "$(quoted door/server.pem)"
 custom_ca: "$(quoted ca.pem)"
 client_verify: true
 TEXT
-echo "secrets/ has: $(echo *)"
+echo "secrets/ has: $(echo * door/*)"

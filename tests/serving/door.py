@@ -30,12 +30,12 @@ class Door:
 
 
 def make_secrets(folder: Path) -> Path:
-    """Runs a copy of serving/secrets.sh; the folder of what it made."""
+    """Runs a copy of serving/secrets.sh; the folder that Envoy is given."""
     script = folder / "serving" / "secrets.sh"
     script.parent.mkdir()
     shutil.copy(files.SERVING / "secrets.sh", script)
     subprocess.run([script], check=True, capture_output=True)
-    return folder / "secrets"
+    return folder / "secrets" / "door"
 
 
 def api_key(secrets: Path) -> str:
@@ -87,7 +87,7 @@ def before(secrets: Path, grpc_port: int, rest_port: int) -> Iterator[Door]:
                 log += line
             for port in (calls, figures):
                 _wait_for(port)
-            yield Door(calls, figures, secrets / "ca.pem")
+            yield Door(calls, figures, secrets.parent / "ca.pem")
         finally:
             running.kill()
 

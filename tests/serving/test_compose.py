@@ -49,7 +49,7 @@ def test_every_service_is_hardened(services):
 def test_every_file_that_is_mounted_is_there(services):
     for service in services.values():
         for target, source in mounts(service).items():
-            if source.is_absolute() and source.name != "secrets":
+            if source.is_absolute() and source.name != "door":
                 assert source.exists(), target
 
 
@@ -84,7 +84,7 @@ def test_the_door_leads_to_tf_serving(services):
     (published,) = services["envoy"]["ports"]
     calls = files.document(files.ENVOY)["static_resources"]["listeners"][0]
     assert published["target"] == calls["address"]["socket_address"]["port_value"]
-    assert mounts(services["envoy"])["/etc/envoy/secrets"].name == "secrets"
+    assert mounts(services["envoy"])["/etc/envoy/secrets"].name == "door"
 
 
 def test_the_version_of_envoy_is_the_one_that_is_tested(services):

@@ -128,18 +128,22 @@ def test_another_answer_is_told(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory):
-    return door.make_secrets(tmp_path_factory.mktemp("checkout"))
+    return door.make_secrets(tmp_path_factory.mktemp("checkout")).parent
 
 
 def test_secrets_are_their_owners_alone(secrets):
-    assert {path.stat().st_mode & 0o077 for path in [secrets, *secrets.iterdir()]} == {0}
+    made = [secrets, *secrets.rglob("*")]
+    assert {path.stat().st_mode & 0o077 for path in made} == {0}
 
 
 def test_a_second_call_changes_nothing(secrets):
-    before = {path.name: path.read_bytes() for path in secrets.iterdir()}
+    content = lambda: {
+        path: path.read_bytes() for path in secrets.rglob("*") if path.is_file()
+    }
+    before = content()
     script = secrets.parent / "serving" / "secrets.sh"
     subprocess.run([script, "other"], check=True, capture_output=True)
-    assert {path.name: path.read_bytes() for path in secrets.iterdir()} == before
+    assert content() == before
 
 
 def test_ssl_config_holds_what_grpc_takes(secrets):
@@ -176,4 +180,4 @@ def test_without_openssl_nothing_is_left_half_made(tmp_path):
         (tools / name).symlink_to(shutil.which(name))
     run = subprocess.run([script], capture_output=True, env={"PATH": str(tools)})
     assert run.returncode != 0
-    assert list((tmp_path / "secrets").iterdir()) == []
+    assert not [path for path in (tmp_path / "secrets").rglob("*") if path.is_file()]
