@@ -3,8 +3,9 @@ r"""What item tokens in fewer bytes cost: NDCG@10 on the test fold, and their si
     python benchmarks/stored.py runs/seed-0 runs/seed-1 runs/seed-2
 
 Each run is ranked with its items' token matrices kept as `index.tokens` would keep them.
-Prints a row a dtype: bytes, the metric as a mean over the runs, and its change against
-float32 with a 95 % bootstrap interval over users, a user's change averaged over the runs.
+Prints a row a dtype: bytes, the share of the ten best that are float32's ten best too, the
+metric as a mean over the runs, and its change against float32 with a 95 % bootstrap
+interval over users, a user's change averaged over the runs.
 """
 
 import sys
@@ -13,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import of_runs
 
-METRIC = "ndcg@10"
+K, METRIC = 10, "ndcg@10"
 DTYPES = ("float32", "float16", "int8")
 
 
-def measure(run: Path) -> dict[str, tuple[int, np.ndarray]]:
-    """Bytes of the token matrices and the metric of each user, by dtype.
+def measure(run: Path) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
+    """Bytes of the token matrices, the metric of each user and the lists, by dtype.
 
     Raises:
       ValueError, OSError: When `run` is no training.
@@ -33,10 +34,11 @@ def measure(run: Path) -> dict[str, tuple[int, np.ndarray]]:
     for dtype in DTYPES:
         packed = stored.pack(tokens, dtype)
         kept = packed if dtype == "int8" else packed[:1]
-        answers = asked.ask(dtype, ranking.of_model(model, size, dtype), (10,))
+        row = asked.ask(dtype, ranking.of_model(model, size, dtype), (K,), K)
         found[dtype] = (
             sum(part.dtype.size * int(np.prod(part.shape)) for part in kept),
-            asked.by_user(answers)[METRIC],
+            asked.by_user(row)[METRIC],
+            row.answers.listed,
         )
     return found
 
@@ -48,6 +50,8 @@ def rows(runs: list[Path]):
     found = [measure(run) for run in runs]
     users = {dtype: np.mean([one[dtype][1] for one in found], 0) for dtype in DTYPES}
     full, full_bytes = users["float32"], found[0]["float32"][0]
+    among = lambda one, other: (one[:, :, None] == other[:, None]).any(2).mean()
+    same = lambda dtype: np.mean([among(one[dtype][2], one["float32"][2]) for one in found])
     for dtype, values in users.items():
         change = [100 * part / full.mean() for part in metrics.bootstrap(values, full)]
         size = found[0][dtype][0]
@@ -55,6 +59,7 @@ def rows(runs: list[Path]):
             "tokens": dtype,
             "MB": f"{size / 1e6:.2f}",
             "smaller": f"{full_bytes / size:.2f}",
+            "same ten": f"{same(dtype):.4f}",
             METRIC: f"{values.mean():.4f}",
             "change, %": "{:+.2f} [{:+.2f}, {:+.2f}]".format(*change),
         }

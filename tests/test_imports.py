@@ -30,7 +30,7 @@ ROWS = [
     ["incremental"],
     ["pipeline"],
     ["runs"],
-    ["averages", "comparison", "feedback_head", "report"],
+    ["averages", "comparison", "feedback_head", "offers", "report"],
     ["evaluate"],
     ["serve"],
     ["export", "train", "ask", "doctor", "compress"],

@@ -51,6 +51,19 @@ def backbone(name_or_path: str | Path) -> Path:
     return _hub_bert(str(name_or_path))
 
 
+def terms(name_or_path: str | Path) -> str:
+    """A backbone and the licence that its own card names."""
+    place = backbone(name_or_path)
+    if str(name_or_path) in (MINILM, HUB_NAME):
+        return f"{MINILM}, Apache-2.0"
+    readme = place / "README.md"
+    words = readme.read_text("utf-8", "replace") if readme.is_file() else ""
+    named = re.search(r"\A---\n.*?^license: *(\S+)", words, re.MULTILINE | re.DOTALL)
+    return f"{name_or_path}, " + (
+        named[1] if named else "whose terms are not in its folder"
+    )
+
+
 def _hub_bert(name):
     import huggingface_hub
 

@@ -355,11 +355,21 @@ class Index(_Section):
       tokens: Dtype in which the items' token matrices are kept, the largest part of an
         export: `float16` halves them, `int8` takes a quarter and two bytes a token. Scores
         are those of the rounded tokens, in `evaluate` as in the export.
+      clusters: Lists that the export sorts the items into, of which a request searches the
+        nearest; 0 searches all items. The square root of their number is a good start.
+      recall: Share of the exact shortlist that is found in as many lists as are searched.
+      filters: Columns of the items table by which a request may choose items, and their
+        kinds. They need not be features.
+      diversity: Whether a request may ask for items that are unlike one another.
     """
 
     shortlist: int = pydantic.Field(100, ge=0)
     max_k: Positive = 100
     tokens: Literal["float32", "float16", "int8"] = "float32"
+    clusters: int = pydantic.Field(0, ge=0)
+    recall: float = pydantic.Field(0.97, gt=0, le=1)
+    filters: dict[str, Literal["category", "categories", "number"]] = {}
+    diversity: bool = False
 
 
 class Config(_Section):
@@ -428,6 +438,23 @@ def load(
     for section in without:
         settings.pop(section, None)
     for override in overrides:
+        _apply(settings, override)
+    return validate(settings)
+
+
+def changed(config: Config, overrides: Iterable[str], section: str) -> Config:
+    """A config with some settings of one section replaced.
+
+    Raises:
+      ValueError: On a setting of another section, and as of `load`.
+    """
+    settings = config.model_dump(by_alias=True, mode="json")
+    for override in overrides:
+        if not override.strip().startswith(f"{section}."):
+            raise ValueError(
+                f"Only settings of [{section}] can still be changed, the others are of the "
+                f"training. Received: {override!r}."
+            )
         _apply(settings, override)
     return validate(settings)
 

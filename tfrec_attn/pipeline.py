@@ -128,21 +128,27 @@ def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
     return events.user.astype(np.int64) * n_items + events.item
 
 
+def paths(config: Config) -> tuple[Any, Any, Any]:
+    """The files of items, users and interactions."""
+    data = config.data
+    if not data.source:
+        return data.items, data.users, data.interactions
+    from tfrec_attn.data import sources
+
+    folder = sources.movielens_100k()
+    return folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
+
+
 def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
     """The tables that the config names, and the config with their schema."""
     data, schema = config.data, config.schema_
-    paths: tuple[Any, Any, Any] = (data.items, data.users, data.interactions)
-    if data.source:
-        from tfrec_attn.data import sources
-
-        folder = sources.movielens_100k()
-        paths = folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
-    if paths[0] is None:
+    items, users, interactions = paths(config)
+    if items is None:
         raise ValueError("No tables: give --items and --interactions, or set data.source.")
     found = tables.read_tables(
-        paths[0],
-        paths[1],
-        paths[2],
+        items,
+        users,
+        interactions,
         schema=schema,
         bad_rows=data.bad_rows,
         rejects_path=out / "rejects.csv" if out else None,

@@ -13,7 +13,7 @@ def toy_module(monkeypatch):
     """Stands for `Served`: one signature instead of five."""
     double = lambda text: {"twice": tf.strings.join([text, text])}
     signatures = {"serving_default": toys.signature(double, text=toys.TEXTS)}
-    monkeypatch.setattr(export, "signatures", lambda served: signatures)
+    monkeypatch.setattr(export, "signatures", lambda served, only: signatures)
     return tf.Module()
 
 

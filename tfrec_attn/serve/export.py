@@ -6,40 +6,48 @@ Letters: B users or items of a request.
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from tfrec_attn.serve.servable import DEFAULT_SIGNATURE as DEFAULT
 from tfrec_attn.serve.servable import WARM_UP_FILE
 from tfrec_attn.serve.served import Served
 
 
-def signatures(served: Served) -> dict[str, Any]:
-    """The five signatures, traced."""
+def signatures(served: Served, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The signatures, traced.
+
+    Args:
+      served: What they call.
+      names: Which of the five; all by default. `serving_default` is always there.
+
+    Raises:
+      ValueError: When there is no such signature.
+    """
     string = lambda name, *shape: tf.TensorSpec([None, *shape], tf.string, name)
     user = served.user_specs()
     item = {name: string(name) for name in served.item_columns.names}
     text = {"text": string("text")} if served.encoder is not None else {}
     asked = {
-        "serving_default": (
-            served.recommend,
-            user
-            | {
-                "k": tf.TensorSpec([None], tf.int32, "k"),
-                "exclude": string("exclude", None),
-                "candidates": string("candidates", None),
-            },
-        ),
+        "serving_default": (served.recommend, user | served.rule_specs()),
         "score": (served.score, user | {"candidates": string("candidates", None)}),
         "embed_user": (served.embed_user, user),
         "explain": (served.explain, user | {"item": string("item")}),
     }
     if text or item:
         asked["embed_item"] = (served.embed_item, text | item)
+    if unknown_names := sorted(set(names) - set(asked)):
+        raise ValueError(
+            f"There is no signature {unknown_names[0]!r}: this model can have "
+            f"{', '.join(asked)}."
+        )
     return {
         name: tf.function(function).get_concrete_function(**specs)
         for name, (function, specs) in asked.items()
+        if not names or name in (DEFAULT, *names)
     }
 
 
@@ -53,13 +61,9 @@ def unknown(specs, batch: int) -> dict[str, tf.Tensor]:
 
 def request(served: Served, users, k: int = 10) -> dict[str, tf.Tensor]:
     """A `serving_default` request that only says who asks."""
-    batch = len(users)
-    empty = tf.fill([batch, 1], "")
-    return unknown(served.user_specs(), batch) | {
+    return unknown(served.user_specs() | served.rule_specs(), len(users)) | {
         "user_id": tf.constant(list(users), tf.string),
-        "k": tf.fill([batch], k),
-        "exclude": empty,
-        "candidates": empty,
+        "k": tf.fill([len(users)], k),
     }
 
 
@@ -94,8 +98,9 @@ def write(
     base: Path,
     version: int,
     *,
+    only: Sequence[str] = (),
     check=lambda reloaded: None,
-    keep=lambda folder: None,
+    keep=lambda folder, reloaded: None,
 ) -> Path:
     """Publishes `base/<version>` at once, after `check` has passed on what was reloaded.
 
@@ -103,17 +108,20 @@ def write(
       served: What is exported.
       base: The model's folder; made when missing.
       version: A free one, see `free_version`.
+      only: Which signatures; all by default.
       check: Called with the reloaded SavedModel; raises to prevent publication.
-      keep: Called with the folder, to put more into it than a server reads.
+      keep: Called with the folder and the reloaded SavedModel, to put more into it than a
+        server reads; may raise, too.
     """
     base.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
     try:
-        calls = signatures(served)
+        calls = signatures(served, only)
         tf.saved_model.save(served, str(partial), signatures=calls)
         _write_warm_up(partial, calls, base.resolve().name)
-        check(tf.saved_model.load(str(partial)))
-        keep(partial)
+        reloaded = tf.saved_model.load(str(partial))
+        check(reloaded)
+        keep(partial, reloaded)
         os.chmod(partial, 0o755)
         partial.rename(base / str(version))
     finally:

@@ -7,8 +7,11 @@ item tokens.
 import tensorflow as tf
 
 from tfrec_attn.model import stored
+from tfrec_attn.serve.diversity import reordered
+from tfrec_attn.serve.nearest import LEFT_OUT, Exact
 
-LEFT_OUT = float("-inf")
+# Items that a diverse answer is chosen from, where no shortlist is ranked.
+_POOL = 100
 
 
 class Index(tf.Module):
@@ -19,9 +22,10 @@ class Index(tf.Module):
       shortlist: Items that the retrieval hands to the scorer; 0 serves the retrieval alone.
       tokens: Dtype of the stored token matrices; see `stored`. Every score is that of the
         tokens as they are stored.
+      first: Makes the first stage of the pooled vectors; see `nearest`.
     """
 
-    def __init__(self, model, *, shortlist: int, tokens: str = "float32"):
+    def __init__(self, model, *, shortlist: int, tokens: str = "float32", first=Exact):
         super().__init__(name="index")
         matrices = model.encode_items()
         store = lambda value, name: tf.Variable(value, trainable=False, name=name)
@@ -31,46 +35,55 @@ class Index(tf.Module):
         self._model = lambda: model
         self.vector = store(matrices.vector, "item_vector")
         self.event = store(matrices.event, "item_event")
-        self.pooled = store(matrices.pooled, "item_pooled")
+        self.first = first(matrices.pooled)
         packed = stored.pack(matrices.tokens, tokens)
         self.tokens = store(packed.values, "item_tokens")
         self.step = store(packed.step, "item_step") if tokens == "int8" else None
         self.mask = store(matrices.mask, "item_mask")
-        self.shortlist = min(shortlist, self.pooled.shape[0])
+        self.shortlist = min(shortlist, len(self.first))
 
     @property
     def model(self):
         """The trained recommender."""
         return self._model()
 
-    def search(self, user, allowed, k):
-        """The best allowed items of each user. Of equal cosines or scores the first comes
-        first: by row in the shortlist, by place in the shortlist in the answer.
+    def search(self, user, rules, k, diversity=None):
+        """The best items of each user that the rules allow. Of equal cosines or scores the
+        first comes first: by row in the shortlist, by place in the shortlist in the answer.
 
         Args:
           user: `UserState` of B users.
-          allowed: `[B, I]` bool.
+          rules: `conditions.Rules`. What they add to a score is a logit, in both stages.
           k: K, a scalar: most answers of any user.
+          diversity: `[B]`, see `diversity.reordered`; None where it is not asked for.
 
         Returns:
-          Item rows `[B, K]`, scores `[B, K]`, falling, and `[B, K]` bool, False where
-          there was no allowed item left.
+          Item rows `[B, K]`, scores `[B, K]`, falling but for diversity, and `[B, K]` bool,
+          False where there was no allowed item left.
         """
-        cosine = tf.matmul(user.query, self.pooled, transpose_b=True)
-        cosine = tf.where(allowed, cosine, LEFT_OUT)
-        if not self.shortlist:
-            scores, rows = tf.math.top_k(cosine, k)
-            return rows, scores, scores > LEFT_OUT
+        scale = tf.exp(self.model.retrieval.log_scale)
+
+        def adjust(cosine, rows):
+            worth = cosine + rules.bonus(rows) / scale
+            return tf.where(rules.keep(rows), worth, LEFT_OUT)
+
         # More answers than the shortlist holds: then all of them are re-ranked.
-        size = tf.minimum(tf.maximum(self.shortlist, k), tf.shape(cosine)[1])
-        best, rows = tf.math.top_k(cosine, size)
-        scores = tf.where(best > LEFT_OUT, self.score(user, rows), LEFT_OUT)
-        scores, place = tf.math.top_k(scores, k)
+        size = self.shortlist or (0 if diversity is None else _POOL)
+        size = tf.minimum(tf.maximum(size, k), len(self.first))
+        scores, rows = self.first(user.query, adjust, size)
+        if self.shortlist:
+            logits = self.score(user, rows) + rules.bonus(rows)
+            scores = tf.where(scores > LEFT_OUT, logits, LEFT_OUT)
+        scores, place = tf.math.top_k(scores, k if diversity is None else size)
+        if diversity is not None:
+            vectors = self.first.rows(tf.gather(rows, place, batch_dims=1))
+            chosen = reordered(scores, vectors, diversity, k)
+            scores, place = (tf.gather(v, chosen, batch_dims=1) for v in (scores, place))
         return tf.gather(rows, place, batch_dims=1), scores, scores > LEFT_OUT
 
     def score(self, user, rows):
         """What ranks item rows `[B, C]`: logits, the cosine where there is no ranking."""
-        pooled = tf.gather(self.pooled, rows)
+        pooled = self.first.rows(rows)
         if not self.shortlist:
             return tf.einsum("bd,bcd->bc", user.query, pooled)
         return self.model.rank(user, pooled, *self._tokens(rows))

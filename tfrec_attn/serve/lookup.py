@@ -1,9 +1,17 @@
 """Strings of a request to rows and features, in the graph."""
 
+import pathlib
+import shutil
+import tempfile
+import weakref
+
 import numpy as np
 import tensorflow as tf
 
 from tfrec_attn.data.catalog import MILLISECONDS_PER_YEAR
+
+# Characters of keys that a constant of the graph may hold.
+_LARGE = 1 << 20
 
 
 class Lookup(tf.Module):
@@ -11,11 +19,22 @@ class Lookup(tf.Module):
 
     def __init__(self, keys, default: int = -1, name: str = "lookup"):
         super().__init__(name=name)
-        rows = tf.range(len(keys), dtype=tf.int64)
-        self.table = tf.lookup.StaticHashTable(
-            tf.lookup.KeyValueTensorInitializer(tf.constant(list(keys), tf.string), rows),
-            default,
+        self.table = tf.lookup.StaticHashTable(self._initializer(list(keys)), default)
+
+    def _initializer(self, keys: list[str]):
+        if sum(map(len, keys)) <= _LARGE or any("\n" in key or "\r" in key for key in keys):
+            rows = tf.range(len(keys), dtype=tf.int64)
+            return tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.string), rows)
+        # A file of the version's `assets`, as a constant would be in memory with the graph.
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        file = pathlib.Path(folder, f"{self.name}.txt")
+        file.write_text("".join(f"{key}\n" for key in keys), "utf-8")
+        whole, number = (
+            tf.lookup.TextFileIndex.WHOLE_LINE,
+            tf.lookup.TextFileIndex.LINE_NUMBER,
         )
+        return tf.lookup.TextFileInitializer(str(file), tf.string, whole, tf.int64, number)
 
     def __call__(self, keys):
         return tf.cast(self.table.lookup(keys), tf.int32)
@@ -63,7 +82,7 @@ class Columns(tf.Module):
             width = parts.row_lengths()
             right = (width == column.width) | (width == 0)
             rule = f"{column.width} numbers with spaces between, or nothing"
-            with _check(f"{self.side}_{name}", rule, right, text):
+            with check(f"{self.side}_{name}", rule, right, text):
                 parts = parts.to_tensor("0", shape=(None, column.width))
             return _numbers(f"{self.side}_{name}", parts, tf.float32)
         text = tf.strings.strip(text)
@@ -92,11 +111,13 @@ class Columns(tf.Module):
 def _numbers(name, text, dtype):
     # The op's own message does not say which input it read.
     pattern = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan"
-    with _check(name, "a number", tf.strings.regex_full_match(text, pattern), text):
+    with check(name, "a number", tf.strings.regex_full_match(text, pattern), text):
         return tf.strings.to_number(tf.identity(text), dtype)
 
 
-def _check(name, rule, right, text):
+def check(name, rule, right, text):
+    """What runs inside fails where a text of the input `name` is not `right`; the message
+    says the rule and what was received."""
     wrong = tf.boolean_mask(text, ~right)
     message = f"{name} must be {rule}: received"
     check = tf.debugging.Assert(tf.reduce_all(right), [message, wrong])

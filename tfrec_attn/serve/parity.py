@@ -47,7 +47,9 @@ class Verdict(NamedTuple):
     difference: float
 
 
-def trained(model, prepared, *, k: int = 10, rows=None, batch_size: int = 256) -> Answers:
+def trained(
+    model, prepared, *, k: int = 10, rows=None, offered=None, batch_size: int = 256
+) -> Answers:
     """The model's answers to users that say nothing but who they are: everything they are
     known to have done is their history, and is not recommended again.
 
@@ -57,25 +59,20 @@ def trained(model, prepared, *, k: int = 10, rows=None, batch_size: int = 256) -
       model, prepared: From `runs.load`.
       k: K.
       rows: Users; all by default.
+      offered: `[I]` bool, what may be recommended; all by default.
       batch_size: Users a step.
     """
-    past = prepared.events(np.arange(len(prepared.tables.interactions)))
     settings = prepared.config.index
     matrices = model.encode_items()
     tokens = stored.unpack(stored.pack(matrices.tokens, settings.tokens))
     rows = np.arange(len(prepared.users)) if rows is None else np.asarray(rows)
     found = Answers([str(prepared.users.ids[row]) for row in rows], [], [], k)
-    for at in range(0, len(rows), batch_size):
-        users = rows[at : at + batch_size]
-        events = [np.flatnonzero(past.user == user) for user in users]
-        state = model.users_at(
-            model.users.rows(users.astype(np.int32)),
-            matrices,
-            _batch(past, events, prepared.config.examples.history),
-        )
+    for state, events, past in _states(model, prepared, matrices, rows, batch_size):
         scores = tf.matmul(state.query, matrices.pooled, transpose_b=True).numpy()
         for row, mine in zip(scores, events, strict=True):
-            row[past.item[mine]] = -np.inf
+            row[past[mine]] = -np.inf
+        if offered is not None:
+            scores[:, ~offered] = -np.inf
         size = max(settings.shortlist, k)
         best = np.argsort(-scores, 1, kind="stable")[:, :size]
         scores = np.take_along_axis(scores, best, 1)
@@ -95,6 +92,24 @@ def trained(model, prepared, *, k: int = 10, rows=None, batch_size: int = 256) -
             found.items.append([str(item) for item in prepared.items.ids[items[real]]])
             found.scores.append(values[real])
     return found
+
+
+def queries(model, prepared, rows, batch_size: int = 256) -> np.ndarray:
+    """`[U, d]` unit vectors of users who say nothing but who they are."""
+    found = _states(model, prepared, model.encode_items(), rows, batch_size)
+    return np.concatenate([state.query.numpy() for state, _, _ in found])
+
+
+def _states(model, prepared, matrices, rows, batch_size):
+    """Of each batch of users what the model makes of them, the places of their events, and
+    the items of all events."""
+    past = prepared.events(np.arange(len(prepared.tables.interactions)))
+    for at in range(0, len(rows), batch_size):
+        users = rows[at : at + batch_size]
+        events = [np.flatnonzero(past.user == user) for user in users]
+        batch = _batch(past, events, prepared.config.examples.history)
+        profile = model.users.rows(users.astype(np.int32))
+        yield model.users_at(profile, matrices, batch), events, past.item
 
 
 def _batch(past, events: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:

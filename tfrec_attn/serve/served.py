@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_attn.model.towers import latest, masked_mean
+from tfrec_attn.serve.conditions import Attributes, Rules
 from tfrec_attn.serve.history import Histories
 from tfrec_attn.serve.index import Index
 from tfrec_attn.serve.lookup import Columns, Lookup, nothing, prefer
@@ -28,6 +29,9 @@ class Served(tf.Module):
       length: Events of a history that the model reads.
       max_k: Most answers to one request.
       encoder: Tokenizer and BERT, or None for a model without text.
+      attributes: Catalog of the columns that requests choose items by; None for none.
+      offered: `[I]` bool, what may be recommended; all by default.
+      diverse: Whether requests may ask for lists of unlike items.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class Served(tf.Module):
         length: int,
         max_k: int,
         encoder=None,
+        attributes=None,
+        offered: np.ndarray | None = None,
+        diverse: bool = False,
     ):
         super().__init__(name="served")
         self.index, self.encoder, self.max_k = index, encoder, min(max_k, len(items))
@@ -58,6 +65,10 @@ class Served(tf.Module):
             name: fixed(np.concatenate([value, nothing(value)]), f"user_{name}")
             for name, value in user_features.items()
         }
+        self.attributes = Attributes(attributes) if attributes is not None else None
+        everything = np.ones(len(items), bool)
+        self.offered = fixed(everything if offered is None else offered, "item_offered")
+        self.diverse = diverse
         self.item_token = fixed(self._item_token_names(items, words), "item_token")
         self.histories = Histories(self.item_row, len(items), **history, length=length)
 
@@ -73,16 +84,26 @@ class Served(tf.Module):
         }
         return specs | {n: spec([None], tf.string, n) for n in self.user_columns.names}
 
+    def rule_specs(self) -> dict[str, tf.TensorSpec]:
+        """The inputs that say which items are wanted, by name."""
+        spec = lambda dtype, name, *shape: tf.TensorSpec([None, *shape], dtype, name)
+        specs = {"k": spec(tf.int32, "k")}
+        lists = ["exclude", "candidates"]
+        if self.attributes is not None:
+            lists += ["require", "forbid", "boost"]
+            specs["boost_by"] = spec(tf.float32, "boost_by", None)
+        if self.diverse:
+            specs["diversity"] = spec(tf.float32, "diversity")
+        return specs | {name: spec(tf.string, name, None) for name in lists}
+
     def recommend(self, **request):
         """`serving_default`: the best items, those of the history left out."""
         user, about = self._user(request)
-        batch, count = tf.size(request["user_id"]), self.histories.items
-        marked = lambda name: self.histories.marked(self.item_row(request[name]), batch)
-        everything = tf.reduce_all(request["candidates"] == "", -1, keepdims=True)
-        allowed = everything | marked("candidates")
-        allowed &= ~(marked("exclude") | about["known_items"])
+        count, rules = self.histories.items, self._rules(request, about["known_items"])
         k = tf.clip_by_value(request["k"], 0, self.max_k)
-        rows, scores, valid = self.index.search(user, allowed, tf.reduce_max(k))
+        rows, scores, valid = self.index.search(
+            user, rules, tf.reduce_max(k), request.get("diversity")
+        )
         valid &= tf.range(tf.shape(rows)[1])[None] < k[:, None]
         rows = tf.where(valid, rows, count)
         return {
@@ -94,6 +115,20 @@ class Served(tf.Module):
             "unknown_history": about["unknown_history"],
             "truncated_history": about["truncated_history"],
         }
+
+    def _rules(self, request, known_items) -> Rules:
+        batch = tf.size(request["user_id"])
+        marked = lambda name: self.histories.marked(self.item_row(request[name]), batch)
+        everything = tf.reduce_all(request["candidates"] == "", -1, keepdims=True)
+        allowed = (everything | marked("candidates")) & self.offered
+        allowed &= ~(marked("exclude") | known_items)
+        if self.attributes is None:
+            return Rules(allowed)
+        read = lambda name: self.attributes.read(name, request[name])
+        boost, by = read("boost"), request["boost_by"]
+        # One "not given" may stand for a whole row.
+        by = tf.broadcast_to(by, tf.shape(boost.column))
+        return Rules(allowed, self.attributes, read("require"), read("forbid"), boost, by)
 
     def score(self, **request):
         """`score`: the ranking score of named items."""
