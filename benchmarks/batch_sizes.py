@@ -50,12 +50,12 @@ def measure(args: argparse.Namespace) -> None:
     """A line a signature and number of rows."""
     import tensorflow as tf
 
-    from tfrec_attn.serve import servable
+    from tfrec_attn.serve import saved_model
 
     path = newest(args.model)
     tf.config.threading.set_intra_op_parallelism_threads(args.cores)
     tf.config.threading.set_inter_op_parallelism_threads(args.cores)
-    loaded = servable.load(path, int(path.name))
+    loaded = saved_model.load(path, int(path.name))
     print("| signature | rows | ms | ms a row | rows/s |\n|---|---:|---:|---:|---:|")
     for name in ("serving_default", "embed_item"):
         for rows in ROWS if name in loaded.calls else ():

@@ -13,6 +13,7 @@ from tfrec_attn.serve import tensors
 
 DEFAULT_SIGNATURE = "serving_default"
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
+WARM_UP_LIMIT = 1000
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Arrays = Mapping[str, np.ndarray]

@@ -12,9 +12,8 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_attn.serve import inference
-from tfrec_attn.serve.servable import WARM_UP_FILE, Servable, ServingError
+from tfrec_attn.serve.servable import WARM_UP_FILE, WARM_UP_LIMIT, Servable, ServingError
 
-LIMIT = 1000
 _CALLS = {
     "predict_log": inference.predict,
     "classify_log": inference.classify,
@@ -38,8 +37,8 @@ def replay(servable: Servable, version_path: pathlib.Path, times: int = 1) -> No
     count = 0
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         count += 1
-        if count > LIMIT:
-            raise ValueError(f"{path} holds more than {LIMIT} warm-up requests.")
+        if count > WARM_UP_LIMIT:
+            raise ValueError(f"{path} holds more than {WARM_UP_LIMIT} warm-up requests.")
         for _ in range(times):
             _run(servable, record, path)
     _log.info("replayed %d warm-up requests of %s", count, path)
