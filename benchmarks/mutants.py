@@ -21,6 +21,10 @@ TESTS = {
     "model/forward": ("tests/model/test_texts.py",),
     "model/tuning": ("tests/model/test_tuning.py",),
     "optimizers": ("tests/test_optimizers.py",),
+    "serve/nearest": ("tests/serve/test_nearest.py",),
+    "serve/clusters": ("tests/serve/test_nearest.py",),
+    "serve/conditions": ("tests/serve/test_conditions.py",),
+    "serve/diversity": ("tests/serve/test_diversity.py",),
 }
 
 
@@ -466,5 +470,96 @@ MUTATIONS = [
         "rate * decay**below",
         "rate * decay**(top + 1 - below)",
         "model/tuning",
+    ),
+    # What is served.
+    Mutation(
+        "the last block left out",
+        "lambda start, best: start < count",
+        "lambda start, best: start + block < count",
+        "serve/nearest",
+    ),
+    Mutation(
+        "a block forgets those before it",
+        "tf.concat([best[0], values], 1), size",
+        "tf.concat([tf.fill(tf.shape(best[0]), LEFT_OUT), values], 1), size",
+        "serve/nearest",
+    ),
+    Mutation(
+        "rows of the sorted vectors",
+        "rows = tf.gather(self.order, at)",
+        "rows = at",
+        "serve/nearest",
+    ),
+    Mutation(
+        "padding of lists is a vector",
+        "tf.where(place >= 0, adjust(cosine, rows), LEFT_OUT)",
+        "adjust(cosine, rows)",
+        "serve/nearest",
+    ),
+    Mutation(
+        "never all lists",
+        "tf.reduce_all(found[0] > LEFT_OUT)",
+        "tf.reduce_any(found[0] > LEFT_OUT)",
+        "serve/nearest",
+    ),
+    Mutation(
+        "one list more than needed",
+        "of[nearest.numpy()], 1) + 1",
+        "of[nearest.numpy()], 1) + 2",
+        "serve/nearest",
+    ),
+    Mutation(
+        "centroids not on the sphere",
+        "(means.cluster_centers_ / np.maximum(norms, 1e-12))",
+        "means.cluster_centers_",
+        "serve/clusters",
+    ),
+    Mutation(
+        "at most is less than",
+        "(value >= low) & (value <= high)",
+        "(value >= low) & (value < high)",
+        "serve/conditions",
+    ),
+    Mutation(
+        "one condition is enough",
+        "tf.reduce_all(none |",
+        "tf.reduce_any(none |",
+        "serve/conditions",
+    ),
+    Mutation(
+        "nothing is forbidden unless all is",
+        "~tf.reduce_any(self.attributes",
+        "~tf.reduce_all(self.attributes",
+        "serve/conditions",
+    ),
+    Mutation(
+        "values of any column",
+        'tf.strings.join([of, "=", ',
+        'tf.strings.join([tf.fill(tf.shape(of), "kinds"), "=", ',
+        "serve/conditions",
+    ),
+    Mutation(
+        "a boost once",
+        "tf.reduce_sum(tf.where(met,",
+        "tf.reduce_max(tf.where(met,",
+        "serve/conditions",
+    ),
+    Mutation(
+        "unlike the last chosen only",
+        "tf.maximum(nearest, cosine)",
+        "cosine",
+        "serve/diversity",
+    ),
+    Mutation(
+        "relevance not weighed",
+        "(1 - share) * relevance - share * near",
+        "relevance - share * near",
+        "serve/diversity",
+    ),
+    Mutation(
+        "relevance not scaled",
+        "tf.math.divide_no_nan(scores - low, span)",
+        "scores - low",
+        "serve/diversity",
     ),
 ]

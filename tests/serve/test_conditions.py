@@ -104,7 +104,7 @@ def test_all_that_is_required_and_nothing_that_is_forbidden(shop):
         shop,
         [[True] * 5, [True, True, False, True, True]],
         [["kinds=a", "price<=10"], ["", ""]],
-        [["stock=no"], [""]],
+        [["stock=no", "price>=19"], ["", ""]],
         [["kinds=a", "stock=yes"], ["price>=7", ""]],
         [[1.0, 0.5], [-2.0, 9.0]],
     )

@@ -93,6 +93,14 @@ def test_few_lists_hold_their_own_members_only(lists):
         np.testing.assert_array_equal(found, best)
 
 
+def test_no_row_is_found_twice(lists):
+    """Lists of unlike lengths are padded: not by a vector that is there already."""
+    index = nearest.Clustered(VECTORS, lists, probes=3)
+    queries = np.concatenate([QUERIES, VECTORS[lists.order[:1]]])
+    _, rows = index(tf.constant(queries), lambda cosine, _: cosine, 50)
+    assert [len(set(row)) for row in rows.numpy()] == [50] * 4
+
+
 def test_where_the_nearest_lists_hold_too_few_all_are_searched(lists):
     """A request whose conditions leave five items, wherever they are, gets five."""
     index = nearest.Clustered(VECTORS, lists, probes=1)
