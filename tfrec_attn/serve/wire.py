@@ -6,18 +6,8 @@ its field numbers and types, so the few messages that a client needs are declare
 with the official numbers; the tests compare the bytes with those of the official classes.
 """
 
-from typing import Any
+from tfrec_attn.serve import declared
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-_Field = descriptor_pb2.FieldDescriptorProto
-_SCALARS = {
-    name.removeprefix("TYPE_").lower(): number for name, number in _Field.Type.items()
-}
-_PACKAGE = "tfrec_attn.serve.wire"
-
-# "name number type"; `type*` repeats, `map type` is a map from strings. Enums stand as
-# int32, which is the same on the wire.
 _MESSAGES = {
     "Dim": "size 1 int64; name 2 string",
     "TensorShape": "dim 2 Dim*; unknown_rank 3 bool",
@@ -40,50 +30,7 @@ _MESSAGES = {
     "SignatureDefMap": "signature_def 1 map SignatureDef",
 }
 
-
-def _set_type(field: descriptor_pb2.FieldDescriptorProto, name: str) -> None:
-    if name in _SCALARS:
-        field.type = _SCALARS[name]
-    else:
-        field.type = _Field.TYPE_MESSAGE
-        field.type_name = f".{_PACKAGE}.{name}"
-
-
-def _add_field(message: descriptor_pb2.DescriptorProto, declaration: str) -> None:
-    name, number, *kind = declaration.split()
-    field = message.field.add(name=name, number=int(number))
-    repeated = kind[-1].endswith("*") or kind[0] == "map"
-    field.label = _Field.LABEL_REPEATED if repeated else _Field.LABEL_OPTIONAL
-    if kind[0] != "map":
-        _set_type(field, kind[0].rstrip("*"))
-        return
-    # A map is a repeated message of key and value; its name is fixed by the language.
-    entry_name = "".join(part.capitalize() for part in name.split("_")) + "Entry"
-    entry = message.nested_type.add(name=entry_name)
-    entry.options.map_entry = True
-    _add_field(entry, "key 1 string")
-    _add_field(entry, f"value 2 {kind[1]}")
-    _set_type(field, f"{message.name}.{entry_name}")
-
-
-def _classes() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="tfrec_attn/serve/wire.proto", package=_PACKAGE, syntax="proto3"
-    )
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for declaration in fields.split(";"):
-            _add_field(message, declaration)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    find = pool.FindMessageTypeByName
-    return {
-        name: message_factory.GetMessageClass(find(f"{_PACKAGE}.{name}"))
-        for name in _MESSAGES
-    }
-
-
-_built = _classes()
+_built = declared.classes("tfrec_attn.serve.wire", _MESSAGES)
 GetModelMetadataRequest = _built["GetModelMetadataRequest"]
 GetModelMetadataResponse = _built["GetModelMetadataResponse"]
 ModelSpec = _built["ModelSpec"]
