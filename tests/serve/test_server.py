@@ -279,7 +279,7 @@ def test_a_wrong_path_is_one_line_and_status_2(tmp_path, toy, capsys):
 
 
 @pytest.mark.parametrize(
-    "flag", ["--enable_batching", "--model_config_file=x", "--rest_api"]
+    "flag", ["--use_alts_credentials", "--model_config_file=x", "--rest_api"]
 )
 def test_a_flag_that_is_not_served_is_refused(flag, toy, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 
+from tfrec_attn.serve import flags
+
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
 LOAD_GRACE = 30.0
@@ -46,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="seconds between two looks for a new version; 0 looks once (default: 1)",
     )
+    flags.add(parser)
     return parser
 
 
@@ -91,8 +94,12 @@ def run(args: argparse.Namespace) -> int:
 
     # The name of "." and of "models/x/.." is only known once resolved.
     name = args.model_name or args.model_base_path.resolve().name
-    models = model_server.ModelServer([model_server.Model(name, args.model_base_path)])
-    running = server.start(models, args.host, args.port, args.rest_api_port)
+    options = flags.options(args)
+    load = flags.loader(args, options).of(name)
+    models = model_server.ModelServer(
+        [model_server.Model(name, args.model_base_path, load)]
+    )
+    running = server.start(models, args.host, args.port, args.rest_api_port, options)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
