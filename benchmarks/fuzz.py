@@ -100,7 +100,8 @@ class Target:
             with contextlib.suppress(ConnectionError):
                 while part := connection.recv(1 << 16):
                     answer += part
-        found = re.match(rb"HTTP/1.1 (\d+)", answer)
+        # After a "100 Continue" comes the answer.
+        found = re.search(rb"HTTP/1.1 ([2-5]\d\d)", answer)
         return found[1].decode() if found else "closed"
 
     def post(
@@ -332,8 +333,10 @@ def one(target: Target, seed: int) -> tuple[str, str, bool]:
 
 def memory(pid: int) -> int:
     """MiB that a process holds."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) >> 10
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    if not found:
+        raise OSError("the server died.")
+    return int(found[1]) >> 10
 
 
 def run(args: argparse.Namespace) -> int:
