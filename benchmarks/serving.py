@@ -268,7 +268,7 @@ def recommend(client, args: argparse.Namespace) -> Callable[[str], object]:
 def embed(client, args: argparse.Namespace) -> Callable[[str], object]:
     """The vector of a text: of one of those that were recommended, by number."""
     users = [str(1 + n) for n in range(min(args.users, 20))]
-    answers = client.recommend(users, k=[args.k] * len(users))
+    answers = [client.recommend(user, k=args.k) for user in users]
     texts = sorted({item.text for answer in answers for item in answer.items})
     return lambda number: client.predict(
         "embed_item", {"text": [texts[int(number) % len(texts)]]}

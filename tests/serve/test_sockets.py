@@ -238,6 +238,17 @@ def test_a_message_that_is_none_is_the_callers_mistake(toy_live, message):
     assert "The message cannot be read" in details
 
 
+def test_an_error_that_quotes_a_long_text_still_arrives(toy_live):
+    long = request()
+    long.model_spec.name = "ü" * 9999
+    with grpc.insecure_channel(f"127.0.0.1:{toy_live.grpc_port}") as channel:
+        code, details = code_of(predict, channel, long)
+    assert code == grpc.StatusCode.NOT_FOUND
+    assert details.startswith("Servable not found for request: Latest(üü")
+    assert details.endswith("ü...TRUNCATED")
+    assert len(details.encode()) <= 1024 + len("...TRUNCATED")
+
+
 def test_a_unix_socket(toy, tmp_path):
     path = str(tmp_path / "s")
     with (

@@ -17,6 +17,8 @@ from tfrec_attn.serve.servable import ServingError, invalid
 _OURS = "/tensorflow.serving."
 # Those that TF Serving counts.
 _COUNTED = ("Predict", "Classify", "Regress")
+# Bytes, as in TF Serving; gRPC refuses an answer whose status is much longer.
+_DETAILS = 1024
 
 
 class Answering(grpc.ServerInterceptor):
@@ -57,11 +59,19 @@ class Answering(grpc.ServerInterceptor):
                 self._metrics.request_latency.add(spent, model, api, "GRPC")
             return response
         except ServingError as error:
-            context.abort(error.code, error.message)
+            context.abort(error.code, shortened(error.message))
         finally:
             if api in _COUNTED:
                 code = context.code() or grpc.StatusCode.OK
                 self._metrics.request_count.add(model, code.name)
+
+
+def shortened(message: str) -> str:
+    """A message that fits into a status, though it quotes what the caller sent."""
+    start = message.encode("utf-8", "replace")[: _DETAILS + 1]
+    if len(start) <= _DETAILS:
+        return message
+    return start[:_DETAILS].decode("utf-8", "ignore") + "...TRUNCATED"
 
 
 def _read(deserializer: Callable[[bytes], Any], message: bytes) -> Any:

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfrec_attn.serve.admission import Admission
-from tfrec_attn.serve.answering import Answering
+from tfrec_attn.serve.answering import Answering, shortened
 from tfrec_attn.serve.model_server import ModelServer
 from tfrec_attn.serve.options import Options
 from tfrec_attn.serve.rest_server import RestServer
@@ -215,7 +215,7 @@ def _method(call: Callable, request_class: Any) -> grpc.RpcMethodHandler:
         except Exception as error:
             _log.exception("a gRPC call failed")
             code, message = grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
-        return context.abort(code, message)
+        return context.abort(code, shortened(message))
 
     return grpc.unary_unary_rpc_method_handler(
         answer,
