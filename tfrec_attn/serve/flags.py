@@ -8,9 +8,13 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tfrec_attn.serve import config_files, tls
+from tfrec_attn.serve import options as options_lib
+from tfrec_attn.serve.batching_parameters import Parameters
+from tfrec_attn.serve.options import Options
+
 if TYPE_CHECKING:
     from tfrec_attn.serve.loading import Loader
-    from tfrec_attn.serve.options import Options
 
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
@@ -65,9 +69,21 @@ def _add_limits(group) -> None:
     for name, default, what in (
         ("--grpc_max_threads", 0, "gRPC calls that run at once"),
         ("--rest_api_num_threads", 0, "REST calls that run at once"),
-        ("--rest_api_timeout_in_ms", 30000, "until a REST call is given up"),
-        ("--rest_api_max_request_bytes", 256 << 20, "longest body; not TF Serving's flag"),
-        ("--max_waiting_calls", 256, "of each protocol; not TF Serving's flag"),
+        (
+            "--rest_api_timeout_in_ms",
+            int(options_lib.REST_TIMEOUT * 1e3),
+            "until a REST call is given up",
+        ),
+        (
+            "--rest_api_max_request_bytes",
+            options_lib.REST_BYTES,
+            "longest body; not TF Serving's flag",
+        ),
+        (
+            "--max_waiting_calls",
+            options_lib.WAITING,
+            "of each protocol; not TF Serving's flag",
+        ),
     ):
         group.add_argument(
             name, type=whole(least=0 if default == 0 else 1), default=default, help=what
@@ -113,14 +129,12 @@ def _int_or_text(value: str) -> int | str:
     return int(value) if value.removeprefix("-").isdecimal() else value
 
 
-def options(args: argparse.Namespace) -> "Options":
+def options(args: argparse.Namespace) -> Options:
     """What the sockets are told.
 
     Raises:
       ValueError: A configuration file cannot be read or breaks a rule.
     """
-    from tfrec_attn.serve import config_files, options, tls
-
     given: dict = {}
     if args.ssl_config_file:
         given["credentials"] = tls.credentials(args.ssl_config_file, "--ssl_config_file")
@@ -128,12 +142,12 @@ def options(args: argparse.Namespace) -> "Options":
         given["metrics_path"] = config_files.metrics_path(
             args.monitoring_config_file, "--monitoring_config_file"
         )
-    return options.Options(
+    return Options(
         grpc_socket_path=args.grpc_socket_path,
-        grpc_max_threads=args.grpc_max_threads or options.THREADS,
+        grpc_max_threads=args.grpc_max_threads or options_lib.THREADS,
         grpc_channel_arguments=args.grpc_channel_arguments,
         grpc_health=args.enable_grpc_healthcheck_service,
-        rest_threads=args.rest_api_num_threads or options.THREADS,
+        rest_threads=args.rest_api_num_threads or options_lib.THREADS,
         rest_timeout=args.rest_api_timeout_in_ms / 1e3,
         rest_bytes=args.rest_api_max_request_bytes,
         cors=args.rest_api_enable_cors_support,
@@ -142,14 +156,14 @@ def options(args: argparse.Namespace) -> "Options":
     )
 
 
-def loader(args: argparse.Namespace, told: "Options") -> "Loader":
+def loader(args: argparse.Namespace, told: Options) -> "Loader":
     """How versions are loaded: with or without batching.
 
     Raises:
       ValueError: The flags or the parameters break a rule.
     """
-    from tfrec_attn.serve import batching, config_files
-    from tfrec_attn.serve.batching_parameters import Parameters
+    # TensorFlow loads here.
+    from tfrec_attn.serve import batching
     from tfrec_attn.serve.loading import Loader
 
     if not args.enable_batching:
