@@ -30,6 +30,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+
 import serving
 
 NAME = "benchmarks/fuzz.py"

@@ -145,9 +145,9 @@ def bare_call(args: argparse.Namespace) -> Row:
 
 def newest(model: Path) -> Path:
     """The folder of the version that a server would serve."""
-    from tfrec_attn.serve import model_server
+    from tfrec_attn.serve import versions
 
-    found = model_server.versions(model)
+    found = versions.versions(model)
     if not found:
         raise ValueError(
             f"{model} holds no exported version. "

@@ -2,7 +2,7 @@ r"""A million items, from the tables to answers of the embedded server.
 
     python benchmarks/size.py --out /tmp/size
 
-Makes up 1,000,000 items of 200 categories and a price, and 20,000 users with 15 events
+Makes up 1,000,000 items of 200 categories and a price, and 3,000 users with 15 events
 each; trains an epoch, exports with token matrices in int8, once to search all items and
 once in lists, and asks each version over gRPC, one user after another. Prints a Markdown
 table: bytes on disk, seconds until the server is ready, its memory then and after the
@@ -22,7 +22,7 @@ import polars as pl
 from tfrec_attn import report
 from tfrec_attn.serve.client import Client
 
-USERS, EVENTS, CATEGORIES = 20_000, 15, 200
+USERS, EVENTS, CATEGORIES = 3000, 15, 200
 VERSIONS = {
     "all items": ["index.clusters=0"],
     "lists": ["index.clusters=1000", "index.recall=0.95"],

@@ -14,6 +14,14 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def heads(tmp_path_factory):
+    """A model folder with version 1 of the toy that reads examples."""
+    base = tmp_path_factory.mktemp("models") / "heads"
+    toys.save_heads(base / "1")
+    return base
+
+
+@pytest.fixture(scope="session")
 def toy_live(toy):
     """A running server over the toy."""
     with toys.live(toy, "toy") as (running, _):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfrec_attn.serve import calls, servable
+from tfrec_attn.serve import calls, saved_model
 from tfrec_attn.serve.batching import Batcher, Scheduler, stacked
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.loading import Loader
@@ -261,7 +261,7 @@ def test_a_loaded_model_answers_in_batches_as_without(toy):
     """Also those of its signatures that have no rows, and where the model refuses."""
     metrics = Metrics()
     scheduler = Scheduler(2, "test", metrics)
-    plain = servable.load(toy / "1", 1)
+    plain = saved_model.load(toy / "1", 1)
     joined = Loader(metrics, scheduler, Parameters(batch_timeout_micros=5000)).of("toy")(
         toy / "1", 1
     )
@@ -290,7 +290,7 @@ def test_parameters_of_a_version(toy, tmp_path):
     """`batching_params.pbtxt` in the version's folder; without it there is no batching."""
     scheduler = Scheduler(1, "test", Metrics())
     load = Loader(scheduler.metrics, scheduler, per_model=True).of("toy", lambda *_: loaded)
-    loaded = servable.load(toy / "1", 1)
+    loaded = saved_model.load(toy / "1", 1)
     three = {name: np.ones(3, np.float32) for name in "ab"}
     assert load(tmp_path, 1).run("", three)["product"].tolist() == [1, 1, 1]
     (tmp_path / "batching_params.pbtxt").write_text("max_batch_size { value: 2 }")

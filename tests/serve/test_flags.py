@@ -80,9 +80,9 @@ def test_a_mistake_is_one_line_and_status_2(toy, capsys, given, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--enable_batching=maybe", "true or false: received 'maybe'"),
-        ("--grpc_max_threads=-1", "a whole number of at least 0: received '-1'"),
-        ("--rest_api_timeout_in_ms=0", "a whole number of at least 1: received '0'"),
+        ("--enable_batching=maybe", "it is true or false: received 'maybe'"),
+        ("--grpc_max_threads=-1", "it is a whole number from 0: received '-1'"),
+        ("--rest_api_timeout_in_ms=0", "it is a whole number from 1: received '0'"),
         ("--grpc_channel_arguments=a", "name=value,name=value: received 'a'"),
     ],
 )

@@ -1,99 +1,21 @@
-import logging
-import os
-import shutil
-
 import grpc
 import numpy as np
 import pytest
-import toys
+from google.protobuf import text_format
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
-from tfrec_attn.serve import tensors
-from tfrec_attn.serve.model_server import Model, ModelServer, versions
+from tfrec_attn.serve import model_config, tensors
+from tfrec_attn.serve.lifecycle import Model, Retries
+from tfrec_attn.serve.model_server import ModelServer
 from tfrec_attn.serve.servable import Servable, ServingError
-
-
-def touch(base, name, content="model"):
-    (base / name).mkdir(parents=True, exist_ok=True)
-    (base / name / "saved_model.pb").write_text(content)
-
-
-def stub(path, version):
-    """Loads nothing; a file that says "broken" fails."""
-    if (path / "saved_model.pb").read_text() == "broken":
-        raise OSError("broken on purpose")
-    return Servable(version, {}, {}, None)
-
-
-@pytest.fixture
-def model(tmp_path):
-    return Model("m", tmp_path, stub)
-
-
-def states(model):
-    return {version: state.state for version, state in model.states.items()}
-
-
-def test_version_folders_are_numbers_with_a_model_in_them(tmp_path):
-    for name in ("1", "00000123", "x", "7.tmp", "-2"):
-        touch(tmp_path, name)
-    (tmp_path / "9").mkdir()
-    assert set(versions(tmp_path)) == {1, 123}
-    assert versions(tmp_path / "none") == {}
-
-
-def test_nothing_is_served_before_a_version_is_there(model, tmp_path):
-    model.poll()
-    with pytest.raises(ServingError, match=r"Servable not found for request: Latest\(m\)"):
-        model.servable(None)
-    assert not model.ready
-    touch(tmp_path, "3")
-    model.poll()
-    assert model.ready
-    assert model.servable(None).version == model.servable(3).version == 3
-    with pytest.raises(ServingError, match=r"Specific\(m, 4\)"):
-        model.servable(4)
-
-
-def test_the_highest_version_replaces_the_one_before(model, tmp_path):
-    touch(tmp_path, "9")
-    model.poll()
-    held = model.servable(None)
-    touch(tmp_path, "10")
-    model.poll()
-    assert model.servable(None).version == 10
-    assert states(model) == {10: "AVAILABLE", 9: "END"}
-    assert held.version == 9
-    # Taking the newest away goes back; taking all away leaves the last in service.
-    shutil.rmtree(tmp_path / "10")
-    model.poll()
-    assert model.servable(None).version == 9
-    shutil.rmtree(tmp_path / "9")
-    model.poll()
-    assert model.servable(None).version == 9
-
-
-def test_a_version_that_fails_leaves_the_old_one_and_is_tried_again_when_changed(
-    model, tmp_path, caplog
-):
-    touch(tmp_path, "1")
-    model.poll()
-    touch(tmp_path, "2", "broken")
-    with caplog.at_level(logging.ERROR):
-        model.poll()
-        model.poll()
-    assert caplog.text.count("model m version 2 did not load: broken on purpose") == 1
-    assert model.servable(None).version == 1
-    assert states(model) == {2: "END", 1: "AVAILABLE"}
-    assert "broken on purpose" in model.states[2].message
-    touch(tmp_path, "2")
-    os.utime(tmp_path / "2" / "saved_model.pb", (1e9, 1e9))
-    model.poll()
-    assert model.servable(None).version == 2
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +64,6 @@ def test_predict_refuses_with_the_protocols_codes(server, made, code, message):
     assert caught.value.code == grpc.StatusCode[code]
 
 
-def test_a_label_is_unknown(server):
-    made = request()
-    made.model_spec.version_label = "canary"
-    with pytest.raises(ServingError, match="Unrecognized servable version label: canary"):
-        server.predict(made)
-
-
 def test_a_tensor_that_cannot_be_read(server):
     made = request()
     made.inputs["a"].tensor_content = b"123"
@@ -191,17 +106,274 @@ def test_status(server):
         server.status(made)
 
 
-def test_a_folder_that_is_no_model(tmp_path):
-    toys.save_toy(tmp_path / "1")
-    touch(tmp_path, "2", "no protocol buffer")
-    shutil.copytree(tmp_path / "1", tmp_path / "3")
-    shutil.rmtree(tmp_path / "3" / "variables")
-    model = Model("m", tmp_path)
-    model.poll()
-    assert model.states[3].state == "END"
-    shutil.rmtree(tmp_path / "3")
-    model.poll()
-    assert model.states[2].state == "END"
-    shutil.rmtree(tmp_path / "2")
-    model.poll()
-    assert model.servable(None).version == 1
+def test_before_the_first_look_is_over_a_caller_is_told_to_come_again(toy):
+    early = ModelServer([Model("toy", toy)])
+    with pytest.raises(ServingError, match="still being loaded") as caught:
+        early.predict(request())
+    # Connections are refused with this code where the server is not up yet: clients that
+    # try again after the one do so after the other.
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+    early.poll()
+    assert early.predict(request()).model_spec.version.value == 1
+
+
+HEADED = "model_spec { name: 'heads' signature_name: '%s' }"
+EXAMPLE = "features { feature { key: 'x' value { float_list { value: 2 } } } }"
+INPUT = f"input {{ example_list {{ examples {{ {EXAMPLE} }} }} }}"
+
+
+@pytest.fixture(scope="module")
+def heads_server(heads):
+    found = ModelServer([Model("heads", heads)])
+    found.poll()
+    return found
+
+
+def test_the_calls_on_examples(heads_server):
+    text = f"{HEADED % 'classify'} {INPUT}"
+    asked = text_format.Parse(text, classification_pb2.ClassificationRequest())
+    (row,) = heads_server.classify(asked).result.classifications
+    assert [(each.label, each.score) for each in row.classes] == [("less", -2), ("more", 2)]
+    asked = text_format.Parse(
+        f"{HEADED % 'regress'} {INPUT}", regression_pb2.RegressionRequest()
+    )
+    assert [each.value for each in heads_server.regress(asked).result.regressions] == [3]
+    task = f"tasks {{ {HEADED % 'regress'} method_name: 'tensorflow/serving/regress' }}"
+    asked = text_format.Parse(f"{task} {INPUT}", inference_pb2.MultiInferenceRequest())
+    (result,) = heads_server.multi_inference(asked).results
+    assert result.regression_result.regressions[0].value == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "made", "message"),
+    [
+        ("classify", classification_pb2.ClassificationRequest(), "Missing ModelSpec"),
+        ("regress", regression_pb2.RegressionRequest(), "Missing ModelSpec"),
+        ("multi_inference", inference_pb2.MultiInferenceRequest(), "no name specified"),
+    ],
+)
+def test_a_call_without_a_model_is_refused(heads_server, call, made, message):
+    with pytest.raises(ServingError, match=message) as caught:
+        getattr(heads_server, call)(made)
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+class Bases:
+    """Folders of versions, and a server of models that load nothing."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def add(self, name, *versions, content="model"):
+        for version in versions:
+            folder = self.path / name / str(version)
+            folder.mkdir(parents=True)
+            (folder / "saved_model.pb").write_text(content)
+
+    def server(self, **settings):
+        """A server without models that has started."""
+
+        def load(path, version):
+            if (path / "saved_model.pb").read_text() == "broken":
+                raise OSError("broken on purpose")
+            return Servable(version, {}, {}, None)
+
+        def make(name, path, policy):
+            return Model(name, path, load, policy=policy, retries=Retries(0))
+
+        server = ModelServer(make=make, **settings)
+        server.poll()
+        return server
+
+    def config(self, *models):
+        """A configuration of models, each a name and more fields in text format."""
+        made = model_config.Config()
+        made.model_config_list.SetInParent()
+        for name, more in models:
+            entry = made.model_config_list.config.add(
+                name=name, base_path=str(self.path / name), model_platform="tensorflow"
+            )
+            text_format.Merge(more, entry)
+        return made
+
+
+@pytest.fixture
+def bases(tmp_path):
+    return Bases(tmp_path)
+
+
+ALL = "model_version_policy { all {} }"
+
+
+def labelled(label, version):
+    return f"version_labels {{ key: '{label}' value: {version} }}"
+
+
+def found(server, name, **version):
+    spec = predict_pb2.PredictRequest().model_spec
+    spec.name = name
+    if "label" in version:
+        spec.version_label = version["label"]
+    return server.find(spec).version
+
+
+def test_a_configuration_loads_models_and_retires_the_others(bases):
+    bases.add("a", 1, 2)
+    bases.add("b", 5)
+    server = bases.server()
+    server.apply(bases.config(("a", ""), ("b", "")))
+    assert (found(server, "a"), found(server, "b")) == (2, 5)
+    bases.add("c", 7)
+    server.apply(bases.config(("b", ""), ("c", "")))
+    assert (found(server, "b"), found(server, "c")) == (5, 7)
+    with pytest.raises(ServingError, match=r"request: Latest\(a\)"):
+        found(server, "a")
+    assert server.ready
+    # Its state is still told, as of everything that was ever served.
+    asked = get_model_status_pb2.GetModelStatusRequest()
+    asked.model_spec.name = "a"
+    (status,) = server.status(asked).model_version_status
+    assert (status.version, status.state) == (2, 50)
+    server.apply(bases.config(("a", ALL)))
+    assert found(server, "a") == 2
+
+
+def test_a_changed_policy_is_taken_at_once(bases):
+    bases.add("a", 1, 2)
+    server = bases.server()
+    server.apply(bases.config(("a", "")))
+    server.apply(bases.config(("a", "model_version_policy { specific { versions: 1 } }")))
+    assert found(server, "a") == 1
+
+
+def test_a_label_leads_to_its_version(bases):
+    bases.add("a", 1, 2)
+    server = bases.server()
+    server.apply(bases.config(("a", ALL)))
+    stable, canary = labelled("stable", 1), labelled("canary", 2)
+    server.apply(bases.config(("a", f"{ALL} {stable} {canary}")))
+    assert found(server, "a", label="stable") == 1
+    assert found(server, "a", label="canary") == 2
+    # Moved and taken away by the next configuration.
+    server.apply(bases.config(("a", f"{ALL} {labelled('stable', 2)}")))
+    assert found(server, "a", label="stable") == 2
+    with pytest.raises(ServingError, match="Unrecognized servable version label: canary"):
+        found(server, "a", label="canary")
+    with pytest.raises(ServingError, match="version label: stable") as caught:
+        found(server, "other", label="stable")
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_label_needs_a_version_that_is_available(bases):
+    bases.add("a", 1, 2)
+    server = bases.server()
+    server.apply(bases.config(("a", "")))
+    wrong = bases.config(("a", labelled("stable", 1)), ("b", ""))
+    with pytest.raises(
+        ServingError,
+        match="assign label to version 1 of model a, which is not currently available",
+    ) as caught:
+        server.apply(wrong)
+    assert caught.value.code == grpc.StatusCode.FAILED_PRECONDITION
+    # Nothing of it was taken.
+    assert found(server, "a") == 2
+    with pytest.raises(ServingError, match="version label: stable"):
+        found(server, "a", label="stable")
+
+
+def test_early_labels_are_taken_but_not_moved_to_what_is_not_there(bases):
+    bases.add("a", 1)
+    server = bases.server(early_labels=True)
+    server.apply(bases.config(("a", labelled("next", 2))))
+    with pytest.raises(ServingError, match=r"Specific\(a, 2\)"):
+        found(server, "a", label="next")
+    with pytest.raises(ServingError, match="label to version 3 of model a"):
+        server.apply(bases.config(("a", labelled("next", 3))))
+    bases.add("a", 2)
+    server.poll()
+    assert found(server, "a", label="next") == 2
+
+
+def reload_request(config):
+    return model_management_pb2.ReloadConfigRequest(config=config)
+
+
+def test_reload_over_the_protocol(bases):
+    bases.add("a", 1)
+    server = bases.server()
+    assert server.reload(reload_request(bases.config(("a", "")))).status.error_code == 0
+    assert found(server, "a") == 1
+    # Without models: everything goes.
+    server.reload(reload_request(bases.config()))
+    with pytest.raises(ServingError, match="Servable not found"):
+        found(server, "a")
+
+
+def test_reload_says_what_did_not_load_and_keeps_the_rest(bases):
+    bases.add("a", 1)
+    bases.add("b", 3, content="broken")
+    server = bases.server()
+    with pytest.raises(
+        ServingError,
+        match=r"^1 model\(s\) did not become available: "
+        r"\{\{name: b version: 3\} due to error: broken on purpose\}$",
+    ) as caught:
+        server.reload(reload_request(bases.config(("a", ""), ("b", ""))))
+    assert caught.value.code == grpc.StatusCode.UNKNOWN
+    assert found(server, "a") == 1
+    with pytest.raises(ServingError, match=r"find base path .*/c for servable c"):
+        server.reload(reload_request(bases.config(("a", ""), ("c", ""))))
+
+
+@pytest.mark.parametrize(
+    ("config", "code", "message"),
+    [
+        ("", "INVALID_ARGUMENT", "Only ModelConfigList is currently supported"),
+        (
+            "custom_model_config {}",
+            "INVALID_ARGUMENT",
+            "ServerModelConfig type not supported by HandleReloadConfigRequest",
+        ),
+        (
+            "model_config_list { config { name: 'a' base_path: 'a' } }",
+            "INVALID_ARGUMENT",
+            r"Expected model a to have an absolute path or URI; got base_path\(\)=a",
+        ),
+    ],
+)
+def test_reload_refuses(bases, config, code, message):
+    parsed = text_format.Parse(config, model_config.Config())
+    with pytest.raises(ServingError, match=message) as caught:
+        bases.server().reload(reload_request(parsed))
+    assert caught.value.code == grpc.StatusCode[code]
+
+
+def test_reload_counts_no_metrics(bases):
+    made = reload_request(bases.config())
+    made.metric_names.append("/tensorflow/serving/request_count")
+    with pytest.raises(ServingError, match="metric_names are not served") as caught:
+        bases.server().reload(made)
+    assert caught.value.code == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_model_that_cannot_be_looked_at_keeps_no_other_waiting(bases, caplog, threads):
+    class Gone(Model):
+        def poll(self):
+            raise FileNotFoundError("gone while it was read")
+
+    fine = Model(
+        "b", bases.path / "b", lambda path, version: Servable(version, {}, {}, None)
+    )
+    bases.add("b", 1)
+    server = ModelServer([Gone("a", bases.path / "a"), fine], load_threads=threads)
+    server.poll()
+    assert "could not look for versions of a: gone while it was read" in caplog.text
+    assert found(server, "b") == 1
+
+
+def test_models_load_side_by_side(toy, heads):
+    server = ModelServer([Model("toy", toy), Model("heads", heads)], load_threads=2)
+    server.poll()
+    assert server.ready
+    assert list(server.predict(request()).outputs["product"].float_val) == [10.0, 21.0]

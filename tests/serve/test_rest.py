@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from tfrec_attn.serve import rest
-from tfrec_attn.serve.model_server import Model, ModelServer
+from tfrec_attn.serve import model_config, rest
+from tfrec_attn.serve.lifecycle import Model, Retries
+from tfrec_attn.serve.model_server import ModelServer
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,6 @@ def test_predict_by_version_and_an_encoded_name(models, toy):
         ("/v1/models/toy", 400, "Malformed request: POST /v1/models/toy"),
         ("/v1/models/toy/versions/x:predict", 400, "Malformed request: POST "),
         ("/v2/models/toy:predict", 404, "Nothing is served at /v2/models/toy:predict."),
-        ("/v1/models/toy:classify", 501, "classify is not served: use predict."),
     ],
 )
 def test_a_wrong_address(models, path, status, message):
@@ -171,11 +171,13 @@ def test_metadata(models):
     assert definition["method_name"] == "tensorflow/serving/predict"
 
 
-def test_before_a_model_is_ready_metadata_and_status_are_404(toy):
+def test_before_a_model_is_ready_metadata_are_no_200(toy, tmp_path):
     models = ModelServer([Model("toy", toy)])
-    for path in ("/v1/models/toy/metadata", "/v1/models/toy"):
-        status, body = get(models, path)
-        assert (status, list(body)) == (404, ["error"])
+    assert get(models, "/v1/models/toy/metadata")[0] == 503
+    assert get(models, "/v1/models/toy")[0] == 404
+    lacking = ModelServer([Model("toy", tmp_path)])
+    lacking.poll()
+    assert get(lacking, "/v1/models/toy/metadata")[0] == 404
     models.poll()
     for path in ("/v1/models/toy/metadata", "/v1/models/toy"):
         assert get(models, path)[0] == 200
@@ -184,7 +186,7 @@ def test_before_a_model_is_ready_metadata_and_status_are_404(toy):
 def test_a_failed_load_shows_in_the_status(tmp_path, caplog):
     (tmp_path / "4").mkdir()
     (tmp_path / "4" / "saved_model.pb").write_text("nothing")
-    models = ModelServer([Model("toy", tmp_path)])
+    models = ModelServer([Model("toy", tmp_path, retries=Retries(0))])
     models.poll()
     (version,) = get(models, "/v1/models/toy")[1]["model_version_status"]
     assert (version["version"], version["state"]) == ("4", "END")
@@ -197,3 +199,37 @@ def test_our_own_fault_is_a_500_in_the_interfaces_form(caplog):
     status, body = get(None, "/v1/models/toy")
     assert (status, list(body)) == (500, ["error"])
     assert "GET /v1/models/toy failed" in caplog.text
+
+
+EXAMPLES = {"examples": [{"x": 2.5}, {"x": -0.2}]}
+
+
+@pytest.mark.parametrize(
+    ("verb", "signature", "want"),
+    [
+        ("regress", "regress", [3.5, 0.8]),
+        ("classify", "classify_scores", [[["", -2.5], ["", 2.5]], [["", 0.2], ["", -0.2]]]),
+        ("classify", "classify_classes", [[["less", 0.0], ["more", 0.0]]] * 2),
+    ],
+)
+@pytest.mark.parametrize("which", ["", "/versions/1", "/labels/stable"])
+def test_examples(heads, verb, signature, want, which):
+    models = ModelServer()
+    config = model_config.single("heads", heads)
+    models.apply(config)
+    config.model_config_list.config[0].version_labels["stable"] = 1
+    models.apply(config)
+    body = {"signature_name": signature, **EXAMPLES}
+    answer = post(models, body, f"/v1/models/heads{which}:{verb}")
+    assert answer == (200, {"results": want})
+
+
+def test_examples_that_are_none(heads):
+    models = ModelServer([Model("heads", heads)])
+    models.poll()
+    status, body = post(models, {"examples": [2]}, "/v1/models/heads:classify")
+    assert status == 400
+    assert body["error"].startswith("Example must be JSON object but got JSON Number")
+    status, body = post(models, EXAMPLES, "/v1/models/heads:regress")
+    assert status == 400
+    assert body["error"] == "No signature was found with the name: serving_default"

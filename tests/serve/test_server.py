@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -25,7 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from tfrec_attn.serve import __main__ as command
-from tfrec_attn.serve import model_server, servable, server, tensors
+from tfrec_attn.serve import model_server, saved_model, server, tensors
 
 
 def request(signature="", a=2.0, b=5.0):
@@ -62,9 +63,13 @@ def test_mistakes_arrive_as_statuses(channel):
     with pytest.raises(grpc.RpcError, match='key "x" not found') as caught:
         predictions.Predict(request("x"), timeout=5)
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    with pytest.raises(grpc.RpcError) as caught:
+    with pytest.raises(grpc.RpcError, match="Missing ModelSpec") as caught:
         predictions.Regress(regression_pb2.RegressionRequest(), timeout=5)
-    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    models = model_service_pb2_grpc.ModelServiceStub(channel)
+    with pytest.raises(grpc.RpcError, match="Only ModelConfigList") as caught:
+        models.HandleReloadConfigRequest(model_management_pb2.ReloadConfigRequest())
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_message_past_the_usual_limit_of_4_mb(channel):
@@ -172,7 +177,7 @@ def test_stopping_lets_running_calls_finish(toy):
     held, release = threading.Semaphore(0), threading.Event()
 
     def slow(path, version):
-        loaded = servable.load(path, version)
+        loaded = saved_model.load(path, version)
 
         def product(arrays):
             held.release()
@@ -278,9 +283,7 @@ def test_a_wrong_path_is_one_line_and_status_2(tmp_path, toy, capsys):
     assert f"Give its parent: --model_base_path {toy}." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "flag", ["--use_alts_credentials", "--model_config_file=x", "--rest_api"]
-)
+@pytest.mark.parametrize("flag", ["--https_config_file=x", "--rest_api"])
 def test_a_flag_that_is_not_served_is_refused(flag, toy, capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["--model_base_path", str(toy), flag])
@@ -307,7 +310,7 @@ def test_the_command_from_start_to_sigterm(toy):
         with httpx.Client(transport=transport) as client:
             for _ in range(100):
                 answer = client.post(url, content=json.dumps(body))
-                if answer.status_code != 404:
+                if answer.status_code != 503:
                     break
                 threading.Event().wait(0.1)
         assert answer.json() == {"outputs": [10.0]}

@@ -21,7 +21,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from prometheus_client.parser import text_string_to_metric_families
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tfrec_attn.serve import model_server, servable, server, tensors, tls
+from tfrec_attn.serve import model_server, saved_model, server, tensors, tls
 from tfrec_attn.serve.metrics import PATH
 from tfrec_attn.serve.options import Options
 
@@ -37,7 +37,7 @@ class Held:
         self.calls = 0
 
     def __call__(self, path, version):
-        loaded = servable.load(path, version)
+        loaded = saved_model.load(path, version)
 
         def product(arrays):
             self.calls += 1
@@ -56,7 +56,7 @@ def held():
 
 
 @contextlib.contextmanager
-def serving(base, load=servable.load, **options):
+def serving(base, load=saved_model.load, **options):
     """A server on free ports: its gRPC address, its REST address, itself."""
     models = model_server.ModelServer([model_server.Model("toy", base, load)])
     models.poll()

@@ -55,6 +55,42 @@ def save_toy(path: pathlib.Path, factor: float = 1.0) -> None:
     tf.saved_model.save(module, str(path), signatures=signatures)
 
 
+def save_heads(path: pathlib.Path, plus: float = 1.0) -> None:
+    """Reads x of examples: `x + plus` to regress; to classify, labels and -x and x."""
+
+    def x_of(inputs):
+        feature = tf.io.FixedLenFeature([], tf.float32)
+        return tf.io.parse_example(inputs, {"x": feature})["x"]
+
+    def classes(inputs):
+        return tf.tile([["less", "more"]], [tf.size(inputs), 1])
+
+    def scores(inputs):
+        return tf.stack([-x_of(inputs), x_of(inputs)], axis=1)
+
+    outputs = {
+        "regress": lambda inputs: {"outputs": x_of(inputs) + plus},
+        "regress_column": lambda inputs: {"outputs": x_of(inputs)[:, None] + plus},
+        "regress_pair": lambda inputs: {"outputs": scores(inputs)},
+        "regress_whole": lambda inputs: {"outputs": tf.cast(x_of(inputs), tf.int32)},
+        "regress_total": lambda inputs: {"outputs": tf.reduce_sum(x_of(inputs))[None]},
+        "classify": lambda inputs: {"classes": classes(inputs), "scores": scores(inputs)},
+        "classify_scores": lambda inputs: {"scores": scores(inputs)},
+        "classify_classes": lambda inputs: {"classes": classes(inputs)},
+        "classify_flat": lambda inputs: {"scores": x_of(inputs)},
+        "classify_uneven": lambda inputs: {
+            "classes": classes(inputs),
+            "scores": x_of(inputs)[:, None],
+        },
+        "other": lambda inputs: {"else": x_of(inputs)},
+        "three": lambda inputs: {name: x_of(inputs) for name in ("scores", "b", "c")},
+    }
+    signatures = {name: signature(call, inputs=TEXTS) for name, call in outputs.items()}
+    signatures["plain"] = signature(lambda x: {"outputs": x}, x=FLOATS)
+    signatures["two"] = signature(lambda x, y: {"outputs": x + y}, x=FLOATS, y=FLOATS)
+    tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
+
+
 ITEMS = tuple(f"i{n}" for n in range(7))
 
 
@@ -131,14 +167,14 @@ def save_recommender(path: pathlib.Path) -> None:
     tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
 
 
-def warm_up_with(path: pathlib.Path, *requests) -> None:
-    """Puts predict requests into a version folder's warm-up file."""
+def warm_up_with(path: pathlib.Path, *requests, kind: str = "predict_log") -> None:
+    """Puts requests into a version folder's warm-up file."""
     (path / "assets.extra").mkdir(exist_ok=True)
     file = path / "assets.extra" / "tf_serving_warmup_requests"
     with tf.io.TFRecordWriter(str(file)) as writer:
         for request in requests:
             log = prediction_log_pb2.PredictionLog()
-            log.predict_log.request.CopyFrom(request)
+            getattr(log, kind).request.CopyFrom(request)
             writer.write(log.SerializeToString())
 
 

@@ -4,14 +4,16 @@ It speaks the protocol of TensorFlow's model server, for a laptop, tests and CI.
 """
 
 import argparse
+import functools
 import logging
 import os
 import pathlib
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
-from tfrec_attn.serve import flags
+from tfrec_attn.serve import flags, model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -23,13 +25,6 @@ def parser() -> argparse.ArgumentParser:
     # An abbreviation would accept a flag that is not served, as another one.
     parser = argparse.ArgumentParser(prog=NAME, description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add(
-        "--model_base_path",
-        type=pathlib.Path,
-        required=True,
-        help="folder of versions: 1/, 2/, …; the highest is served",
-    )
-    add("--model_name", help="default: the name of the folder")
     add("--port", type=port, default=8500, help="gRPC; 0 takes a free port (default: 8500)")
     add(
         "--rest_api_port",
@@ -42,13 +37,9 @@ def parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 opens it to the network (default: 127.0.0.1)",
     )
-    add(
-        "--file_system_poll_wait_seconds",
-        type=float,
-        default=1.0,
-        help="seconds between two looks for a new version; 0 looks once (default: 1)",
-    )
+    model_flags.add_models(parser)
     flags.add(parser)
+    model_flags.add_unserved(parser)
     return parser
 
 
@@ -62,19 +53,49 @@ def port(text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT, then finishes what runs; 2 if it cannot start."""
     args = parser().parse_args(argv)
+    if args.version:
+        return show_versions()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # A busy port is said below, in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        check_base_path(args.model_base_path)
+        for warning in model_flags.unserved(args):
+            _log.warning(warning)
+        check_models(args)
         return run(args)
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
 
 
+def show_versions() -> int:
+    """Prints what serves, and with what."""
+    import tensorflow as tf
+
+    from tfrec_attn import __version__
+
+    print(f"{NAME}: tfrec_attn {__version__}, TensorFlow {tf.__version__}")
+    return 0
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """Names the mistake in the flags about models, before anything slow is loaded."""
+    if args.model_config_file is None and args.model_base_path is None:
+        raise ValueError(
+            "Give --model_base_path, or --model_config_file for several models."
+        )
+    if args.model_config_file is None:
+        check_base_path(args.model_base_path)
+    elif args.model_base_path or args.model_name:
+        # A model server would pass over the others without a word.
+        raise ValueError(
+            "--model_config_file names the models: leave out --model_base_path and "
+            "--model_name, or the file."
+        )
+
+
 def check_base_path(path: pathlib.Path) -> None:
-    """Names the mistake in `--model_base_path`, before anything slow is loaded."""
+    """Names the mistake in `--model_base_path`."""
     if not path.is_dir():
         raise ValueError(
             f"--model_base_path must be a folder of versions: {path} is none. "
@@ -90,15 +111,10 @@ def check_base_path(path: pathlib.Path) -> None:
 def run(args: argparse.Namespace) -> int:
     """Opens the ports, then loads and keeps looking for new versions until told to stop."""
     # TensorFlow loads here, after the flags were read and checked.
-    from tfrec_attn.serve import model_server, server
+    from tfrec_attn.serve import server
 
-    # The name of "." and of "models/x/.." is only known once resolved.
-    name = args.model_name or args.model_base_path.resolve().name
     options = flags.options(args)
-    load = flags.loader(args, options).of(name)
-    models = model_server.ModelServer(
-        [model_server.Model(name, args.model_base_path, load)]
-    )
+    models = configured(args, flags.loader(args, options))
     running = server.start(models, args.host, args.port, args.rest_api_port, options)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,19 +124,74 @@ def run(args: argparse.Namespace) -> int:
         f"REST on http://{args.host}:{running.rest_port}",
         flush=True,
     )
-    watcher = threading.Thread(
-        target=watch,
-        args=(models, running, args.file_system_poll_wait_seconds, stop),
-        name="watch",
-        daemon=True,
-    )
-    watcher.start()
+    watchers = [
+        start(watch, models, running, args.file_system_poll_wait_seconds, stop),
+        start(watch_config, models, args, stop),
+    ]
     stop.wait()
     _log.info("stopping: running requests are finished first")
     running.stop()
     # A load must not run on while the interpreter is torn down under it.
-    watcher.join(LOAD_GRACE)
+    for watcher in watchers:
+        watcher.join(LOAD_GRACE)
     return 0
+
+
+def configured(args: argparse.Namespace, loader):
+    """The models that the flags ask for, of which none is loaded yet.
+
+    Args:
+      args: The flags.
+      loader: Whose `of` gives the `load` of a model.
+    """
+    from tfrec_attn.serve import lifecycle, model_server, saved_model, servable
+
+    saved_model.limit_threads(
+        args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism
+    )
+    replays = max(args.num_request_iterations_for_warmup, 1) * args.enable_model_warmup
+    load = functools.partial(saved_model.load, replays=replays)
+    interval = args.load_retry_interval_micros / 1e6
+    retries = lifecycle.Retries(args.max_num_load_retries, interval)
+
+    def make(name: str, base_path: pathlib.Path, *, policy) -> lifecycle.Model:
+        return lifecycle.Model(
+            name, base_path, loader.of(name, load), policy=policy, retries=retries
+        )
+
+    models = model_server.ModelServer(
+        make=make,
+        early_labels=args.allow_version_labels_for_unavailable_models,
+        load_threads=args.num_load_threads,
+    )
+    try:
+        models.configure(configuration(args))
+    except servable.ServingError as error:
+        raise ValueError(
+            f"{args.model_config_file}: {error}. At the start none is: give "
+            "--allow_version_labels_for_unavailable_models."
+        ) from error
+    return models
+
+
+def configuration(args: argparse.Namespace):
+    """The configuration in the file, or the one of the folder that is given."""
+    from tfrec_attn.serve import model_config
+
+    if args.model_config_file:
+        return model_config.read(args.model_config_file)
+    # The name of "." and of "models/x/.." is only known once resolved.
+    name = args.model_name or args.model_base_path.resolve().name
+    if not name:
+        raise ValueError(f"{args.model_base_path} has no name: give --model_name.")
+    return model_config.single(name, args.model_base_path)
+
+
+def start(target: Callable, *args) -> threading.Thread:
+    """A thread that does not keep the process."""
+    thread = threading.Thread(target=target, args=args, name=target.__name__, daemon=True)
+    thread.start()
+    return thread
 
 
 def watch(models, running, seconds: float, stop: threading.Event) -> None:
@@ -129,8 +200,31 @@ def watch(models, running, seconds: float, stop: threading.Event) -> None:
     if not models.ready:
         later = f"looking again every {seconds:g} s" if seconds > 0 else "not looking again"
         _log.warning("no model is ready yet; %s", later)
-    while seconds > 0 and not stop.wait(seconds):
-        look(models, running)
+    while not stop.wait(seconds or 1.0):
+        if seconds > 0:
+            look(models, running)
+        else:
+            # Loads that failed are due again all the same.
+            models.settle()
+            running.set_ready(models.ready)
+
+
+def watch_config(models, args: argparse.Namespace, stop: threading.Event) -> None:
+    """Reads the configuration file again and again, if asked to, until `stop`."""
+    from tfrec_attn.serve import model_config
+    from tfrec_attn.serve.servable import ServingError
+
+    seconds, told = args.model_config_file_poll_wait_seconds, ""
+    while args.model_config_file and seconds > 0 and not stop.wait(seconds):
+        # What is served stays, whatever the file says.
+        try:
+            models.apply(model_config.read(args.model_config_file))
+            problem = ""
+        except (OSError, ValueError, ServingError) as error:
+            problem = str(error)
+        if problem and problem != told:
+            _log.error("the model configuration was not taken: %s", problem)
+        told = problem
 
 
 def look(models, running) -> None:

@@ -5,10 +5,9 @@ Source: tensorflow/serving `model_servers/main.cc` and `server.h`.
 
 import argparse
 import pathlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tfrec_attn.serve import config_files, tls
+from tfrec_attn.serve import config_files, model_flags, tls
 from tfrec_attn.serve import options as options_lib
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.options import Options
@@ -16,23 +15,24 @@ from tfrec_attn.serve.options import Options
 if TYPE_CHECKING:
     from tfrec_attn.serve.loading import Loader
 
-_SWITCH = {"true": True, "1": True, "false": False, "0": False}
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds them as groups of their own."""
     _add_sockets(parser.add_argument_group("sockets"))
     _add_limits(parser.add_argument_group("limits (0 threads: four a processor)"))
     batching = parser.add_argument_group("batching")
-    _add_switch(batching, "--enable_batching", "join requests into batches")
+    model_flags.switch(
+        batching.add_argument, "--enable_batching", False, "join requests into batches"
+    )
     batching.add_argument(
         "--batching_parameters_file",
         type=pathlib.Path,
         help="BatchingParameters in protobuf text format",
     )
-    _add_switch(
-        batching,
+    model_flags.switch(
+        batching.add_argument,
         "--enable_per_model_batching_parameters",
+        False,
         "read them from batching_params.pbtxt in each version's folder",
     )
 
@@ -47,8 +47,11 @@ def _add_sockets(group) -> None:
         default=(),
         help="of the gRPC server: name=value,name=value",
     )
-    _add_switch(
-        group, "--enable_grpc_healthcheck_service", "serve grpc.health.v1.Health", True
+    model_flags.switch(
+        group.add_argument,
+        "--enable_grpc_healthcheck_service",
+        True,
+        "serve grpc.health.v1.Health",
     )
     group.add_argument(
         "--ssl_config_file",
@@ -60,8 +63,11 @@ def _add_sockets(group) -> None:
         type=pathlib.Path,
         help="MonitoringConfig in protobuf text format: metrics for Prometheus",
     )
-    _add_switch(
-        group, "--rest_api_enable_cors_support", "let pages of other origins call REST"
+    model_flags.switch(
+        group.add_argument,
+        "--rest_api_enable_cors_support",
+        False,
+        "let pages of other origins call REST",
     )
 
 
@@ -86,32 +92,18 @@ def _add_limits(group) -> None:
         ),
     ):
         group.add_argument(
-            name, type=whole(least=0 if default == 0 else 1), default=default, help=what
+            name,
+            type=positive if default else model_flags.count,
+            default=default,
+            help=what,
         )
 
 
-def _add_switch(group, name: str, help: str, default: bool = False) -> None:
-    group.add_argument(name, type=switch, nargs="?", const=True, default=default, help=help)
-
-
-def switch(text: str) -> bool:
-    """A flag that is on or off, for argparse."""
-    if text.lower() not in _SWITCH:
-        raise argparse.ArgumentTypeError(f"true or false: received {text!r}")
-    return _SWITCH[text.lower()]
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A whole number of at least `least`, for argparse."""
-
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(
-                f"a whole number of at least {least}: received {text!r}"
-            )
-        return int(text)
-
-    return number
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"it is a whole number from 1: received {text!r}")
+    return int(text)
 
 
 def channel_arguments(text: str) -> tuple[tuple[str, int | str], ...]:
@@ -152,6 +144,7 @@ def options(args: argparse.Namespace) -> Options:
         rest_bytes=args.rest_api_max_request_bytes,
         cors=args.rest_api_enable_cors_support,
         waiting=args.max_waiting_calls,
+        profiling=args.enable_profiler,
         **given,
     )
 

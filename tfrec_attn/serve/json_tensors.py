@@ -48,6 +48,16 @@ def parse(text: bytes) -> Body:
     Raises:
       ValueError: With a text for the caller.
     """
+    body, signature = document(text)
+    return Body(signature, "instances" in body, _values(body))
+
+
+def document(text: bytes) -> tuple[dict, str]:
+    """A body of any call, and the name of the signature in it; empty for the default.
+
+    Raises:
+      ValueError: With a text for the caller.
+    """
     if not text:
         raise ValueError("JSON Parse error: The document is empty")
     try:
@@ -57,20 +67,20 @@ def parse(text: bytes) -> Body:
     except ValueError as error:
         raise ValueError(f"JSON Parse error: {error}") from error
     if not isinstance(body, dict):
-        raise ValueError(f"JSON Value: {_show(body)} Is not object")
+        raise ValueError(f"JSON Value: {show(body)} Is not object")
     signature = body.get("signature_name", "")
     if not isinstance(signature, str):
         raise ValueError(
-            f"JSON Value: {_show(body)} not formatted correctly. "
+            f"JSON Value: {show(body)} not formatted correctly. "
             "'signature_name' key must be a string value."
         )
-    return Body(signature, "instances" in body, _values(body))
+    return body, signature
 
 
 def _values(body: dict) -> Any:
     if "instances" in body and "inputs" in body:
         raise ValueError(
-            f"JSON Value: {_show(body)} Not formatted correctly expecting only one of "
+            f"JSON Value: {show(body)} Not formatted correctly expecting only one of "
             "'inputs' or 'instances' keys to exist"
         )
     if "inputs" in body:
@@ -79,10 +89,10 @@ def _values(body: dict) -> Any:
         raise ValueError("Missing 'inputs' or 'instances' key")
     if not isinstance(body["instances"], list):
         raise ValueError(
-            f"JSON Value: {_show(body)} Expecting 'instances' to be an list/array"
+            f"JSON Value: {show(body)} Expecting 'instances' to be an list/array"
         )
     if not body["instances"]:
-        raise ValueError(f"JSON Value: {_show(body)} No values in 'instances' array")
+        raise ValueError(f"JSON Value: {show(body)} No values in 'instances' array")
     return body["instances"]
 
 
@@ -100,14 +110,15 @@ def inputs(body: Body, kinds: Mapping[str, Kind]) -> dict[str, np.ndarray]:
     return {name: array(values, kinds[name]) for name, values in columns.items()}
 
 
-def _is_b64(value: Any) -> bool:
+def is_b64(value: Any) -> bool:
+    """Whether a value stands for bytes."""
     return (
         isinstance(value, dict) and set(value) == {"b64"} and isinstance(value["b64"], str)
     )
 
 
 def _is_named(value: Any) -> bool:
-    return isinstance(value, dict) and not _is_b64(value)
+    return isinstance(value, dict) and not is_b64(value)
 
 
 def _columns_of_rows(rows: list, kinds: Mapping[str, Kind]) -> dict[str, list]:
@@ -126,7 +137,7 @@ def _columns_of_rows(rows: list, kinds: Mapping[str, Kind]) -> dict[str, list]:
         if named and row.keys() != kinds.keys():
             raise ValueError(
                 f"Failed to process element: {index} of 'instances' list. JSON object: "
-                f"{_show(row)} keys must be equal to: {','.join(sorted(kinds))}"
+                f"{show(row)} keys must be equal to: {','.join(sorted(kinds))}"
             )
     if not named:
         return dict.fromkeys(kinds, rows)
@@ -174,7 +185,7 @@ def _flatten(value: Any) -> tuple[list[int], list]:
         for item in level:
             if not isinstance(item, list):
                 raise ValueError(
-                    f"JSON Value: {_show(item)} found at incorrect level: {depth + 1} "
+                    f"JSON Value: {show(item)} found at incorrect level: {depth + 1} "
                     "in the JSON DOM."
                 )
             if len(item) != size:
@@ -193,18 +204,26 @@ def _flatten(value: Any) -> tuple[list[int], list]:
 
 def _bytes(leaf: Any, kind: Kind) -> bytes:
     if isinstance(leaf, str):
-        try:
-            return leaf.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise ValueError(
-                "JSON Parse error: a string holds half a surrogate pair"
-            ) from None
+        return from_text(leaf)
     if not isinstance(leaf, dict):
         raise _type_error(leaf, kind)
-    if not _is_b64(leaf):
+    if not is_b64(leaf):
         raise ValueError(
-            f"JSON Value: {_show(leaf)} not formatted correctly for base64 data"
+            f"JSON Value: {show(leaf)} not formatted correctly for base64 data"
         )
+    return from_b64(leaf)
+
+
+def from_text(text: str) -> bytes:
+    """A string of a body as the bytes it was sent as."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("JSON Parse error: a string holds half a surrogate pair") from None
+
+
+def from_b64(leaf: Mapping[str, str]) -> bytes:
+    """The bytes of a `{"b64": …}`."""
     try:
         return base64.b64decode(leaf["b64"], validate=True)
     except (binascii.Error, ValueError):
@@ -213,10 +232,10 @@ def _bytes(leaf: Any, kind: Kind) -> bytes:
 
 def _type_error(leaf: Any, kind: Kind) -> ValueError:
     name = kind.name.removeprefix("DT_").lower()
-    return ValueError(f"JSON Value: {_show(leaf)} is not of expected type: {name}")
+    return ValueError(f"JSON Value: {show(leaf)} is not of expected type: {name}")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """The start of a value, for messages."""
     text = repr(value) if not isinstance(value, dict | list) else json.dumps(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
@@ -261,7 +280,7 @@ def _nested(name: str, values: np.ndarray) -> Any:
         flat[:] = [form(value) for value in values.ravel()]
         return flat.reshape(values.shape).tolist()
     if values.dtype == np.float32:
-        return _short(values).tolist()
+        return short(values).tolist()
     if values.dtype in (np.float16, np.uint16):
         kind = tensors.kind_of(tensors.number_of(values.dtype)).name.removeprefix("DT_")
         raise ValueError(f"Failed to write JSON value for tensor type: {kind.lower()}")
@@ -276,7 +295,7 @@ def _b64(value: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(value).decode()}
 
 
-def _short(values: np.ndarray) -> np.ndarray:
+def short(values: np.ndarray) -> np.ndarray:
     """float32 as the double that prints in six digits where they suffice, else in nine.
 
     The plain cast would print 0.2 as 0.20000000298023224.

@@ -5,8 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from tfrec_attn.serve import calls, config_files
-from tfrec_attn.serve import servable as servable_lib
+from tfrec_attn.serve import calls, config_files, saved_model
 from tfrec_attn.serve.batching import Batcher, Run, Scheduler
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.metrics import Metrics
@@ -35,7 +34,7 @@ class Loader:
     parameters: Parameters | None = None
     per_model: bool = False
 
-    def of(self, model: str, load: Load = servable_lib.load) -> Load:
+    def of(self, model: str, load: Load = saved_model.load) -> Load:
         """The `load` of a `Model` of this name."""
         return lambda path, version: self._loaded(model, load(path, version), path)
 

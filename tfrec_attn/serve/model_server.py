@@ -1,203 +1,227 @@
-"""Models by name, their versions, and the protocol's calls: no socket, no thread.
+"""Models by name, and the protocol's calls: no socket, no thread of its own.
 
 Front ends turn a request into one of the calls of `ModelServer` and a `ServingError`
 into a status; whoever owns the process calls `poll`.
 """
 
-import dataclasses
+import concurrent.futures
 import logging
 import pathlib
-import re
 import threading
-import time
 from collections.abc import Callable, Iterable
 
 import grpc
 from google.protobuf import any_pb2
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
-from tfrec_attn.serve import servable as servable_lib
-from tfrec_attn.serve import tensors
+from tfrec_attn.serve import inference, model_config
+from tfrec_attn.serve.lifecycle import Model, not_found
 from tfrec_attn.serve.servable import Servable, ServingError, invalid
 
 _log = logging.getLogger(__name__)
 _SIGNATURE_DEF = "signature_def"
 
 
-@dataclasses.dataclass(frozen=True)
-class VersionState:
-    """What became of one version.
-
-    Attributes:
-      state: START, LOADING, AVAILABLE, UNLOADING or END, as the protocol names them.
-      code: Canonical code number of a failed load, else 0.
-      message: Why the load failed.
-    """
-
-    state: str
-    code: int = 0
-    message: str = ""
-
-
-class Model:
-    """One folder of versions; the highest is served.
-
-    A version that fails to load leaves the one before it in service. It is tried again
-    once its files change: a folder may be seen while it is still being copied.
+class ModelServer:
+    """The calls of the protocol over some models.
 
     Args:
-      name: What requests call it.
-      base_path: Holds one folder a version, named by a number.
-      load: Loads a version folder.
+      models: Those that are served until a configuration is given.
+      make: Makes a model of a configuration: its name, base path and `policy`.
+      early_labels: Whether a label may be given to a version that is not available,
+        as long as it names no other one.
+      load_threads: How many models are loaded at the same time; 0 and 1 mean one.
     """
 
     def __init__(
         self,
-        name: str,
-        base_path: pathlib.Path,
-        load: Callable[[pathlib.Path, int], Servable] = servable_lib.load,
+        models: Iterable[Model] = (),
+        *,
+        make: Callable[..., Model] = Model,
+        early_labels: bool = False,
+        load_threads: int = 0,
     ):
-        self.name = name
-        self.base_path = base_path
-        self._load = load
-        self._polling = threading.Lock()
-        self._serving: Servable | None = None
-        self._states: dict[int, VersionState] = {}
-        self._failed: dict[int, float] = {}
-
-    def poll(self) -> None:
-        """Looks at the folder once, and loads the highest version if it is new."""
-        with self._polling:
-            found = versions(self.base_path)
-            if not found:
-                return
-            version = max(found)
-            if self._serving is not None and self._serving.version == version:
-                return
-            changed = last_change(found[version])
-            if self._failed.get(version) == changed:
-                return
-            self._replace(version, found[version], changed)
-
-    def _replace(self, version: int, path: pathlib.Path, changed: float) -> None:
-        self._set(version, VersionState("LOADING"))
-        started = time.monotonic()
-        # Whatever a broken folder raises, the version in service must stay there.
-        try:
-            fresh = self._load(path, version)
-        except Exception as error:
-            self._failed[version] = changed
-            self._set(version, _failure(error))
-            _log.error("model %s version %d did not load: %s", self.name, version, error)
-            return
-        # Requests that hold the old version finish on it; it goes with the last of them.
-        old, self._serving = self._serving, fresh
-        self._set(version, VersionState("AVAILABLE"))
-        if old is not None:
-            self._set(old.version, VersionState("END"))
-        spent = time.monotonic() - started
-        _log.info("model %s version %d ready (%.1f s)", self.name, version, spent)
-
-    def _set(self, version: int, state: VersionState) -> None:
-        # Replaced, never changed: readers take no lock.
-        self._states = {**self._states, version: state}
-
-    @property
-    def ready(self) -> bool:
-        """Whether a version answers."""
-        return self._serving is not None
-
-    @property
-    def states(self) -> dict[int, VersionState]:
-        """Every version seen, newest first."""
-        return dict(sorted(self._states.items(), reverse=True))
-
-    def servable(self, version: int | None) -> Servable:
-        """The version asked for, or the one in service."""
-        serving = self._serving
-        if serving is None or version not in (None, serving.version):
-            raise not_found(self.name, version)
-        return serving
-
-
-def not_found(name: str, version: int | None) -> ServingError:
-    """No such model, no such version, or nothing loaded yet."""
-    asked = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return ServingError(
-        grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}"
-    )
-
-
-def versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The version folders; one without its saved_model file is still being written."""
-    if not base_path.is_dir():
-        return {}
-    return {
-        int(path.name): path
-        for path in base_path.iterdir()
-        if re.fullmatch("[0-9]+", path.name)
-        and any((path / f"saved_model.{end}").is_file() for end in ("pb", "pbtxt"))
-    }
-
-
-def last_change(path: pathlib.Path) -> float:
-    """When the newest file under a folder was written."""
-    return max((file.stat().st_mtime for file in path.rglob("*")), default=0.0)
-
-
-def _failure(error: Exception) -> VersionState:
-    code = getattr(error, "error_code", None)
-    if isinstance(error, ServingError):
-        code = error.code.value[0]
-    return VersionState("END", code or grpc.StatusCode.UNKNOWN.value[0], str(error))
-
-
-class ModelServer:
-    """The calls of the protocol over some models."""
-
-    def __init__(self, models: Iterable[Model]):
+        # Replaced, never changed: requests take no lock.
         self._models = {model.name: model for model in models}
+        self._labels: dict[str, dict[str, int]] = {}
+        self._make = make
+        self._early_labels = early_labels
+        self._load_threads = max(load_threads, 1)
+        self._configuring = threading.Lock()
+        self._started = False
+
+    def configure(self, config: model_config.Config) -> list[Model]:
+        """Takes a configuration, or nothing of it; loads nothing.
+
+        Models that it does not list are retired.
+
+        Returns:
+          The models that are new or have other settings than before.
+
+        Raises:
+          ServingError: INVALID_ARGUMENT where it breaks a rule, FAILED_PRECONDITION where
+            it labels a version that is not available.
+        """
+        with self._configuring:
+            for _, fault in model_config.faults(config):
+                raise invalid(fault)
+            entries = {entry.name: entry for entry in config.model_config_list.config}
+            self._labels = {name: self._labels_of(entry) for name, entry in entries.items()}
+            for name, model in self._models.items():
+                if name not in entries and not model.retired:
+                    model.retire()
+            return [taken for entry in entries.values() if (taken := self._take(entry))]
+
+    def _labels_of(self, entry: model_config.Entry) -> dict[str, int]:
+        model, before = self._models.get(entry.name), self._labels.get(entry.name, {})
+        for label, version in entry.version_labels.items():
+            free = self._early_labels and before.get(label, version) == version
+            if not free and (model is None or version not in model.available):
+                raise ServingError(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"Request to assign label to version {version} of model {entry.name}, "
+                    "which is not currently available for inference",
+                )
+        return dict(entry.version_labels)
+
+    def _take(self, entry: model_config.Entry) -> Model | None:
+        path, policy = pathlib.Path(entry.base_path), entry.model_version_policy
+        model = self._models.get(entry.name)
+        if model is None:
+            model = self._make(entry.name, path, policy=policy)
+            self._models = {**self._models, entry.name: model}
+            return model
+        return model if model.configure(path, policy) else None
+
+    def apply(self, config: model_config.Config) -> None:
+        """Takes a configuration, and waits for one try to load what is new in it.
+
+        Raises:
+          ServingError: As `configure`; UNKNOWN where a model did not become available. It
+            stays configured and is tried again.
+        """
+        changed = self.configure(config)
+        self._each(lambda model: model.poll(), changed)
+        failed = [model.unavailable for model in changed if not model.ready]
+        if failed:
+            raise ServingError(
+                grpc.StatusCode.UNKNOWN,
+                f"{len(failed)} model(s) did not become available: {{{', '.join(failed)}}}",
+            )
+
+    def reload(
+        self, request: model_management_pb2.ReloadConfigRequest
+    ) -> model_management_pb2.ReloadConfigResponse:
+        """ModelService.HandleReloadConfigRequest."""
+        if request.config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest."
+                " Only ModelConfigList is currently supported"
+            )
+        if request.metric_names:
+            raise ServingError(
+                grpc.StatusCode.UNIMPLEMENTED,
+                "metric_names are not served: leave them out and read the metrics page",
+            )
+        self.apply(request.config)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
 
     def poll(self) -> None:
         """Looks for new versions of every model."""
-        for model in self._models.values():
-            model.poll()
+        self._each(lambda model: model.poll(), self._models.values())
+        self._started = True
+
+    def settle(self) -> None:
+        """Tries loads again that are due, without a look for new versions."""
+        self._each(lambda model: model.settle(), self._models.values())
+
+    def _each(self, act: Callable[[Model], None], models: Iterable[Model]) -> None:
+        """Acts on every model, also where one of them fails."""
+
+        def guarded(model: Model) -> None:
+            # A folder may vanish between being listed and being read: the next look sees
+            # it right, if there is one.
+            try:
+                act(model)
+            except OSError as error:
+                _log.error("could not look for versions of %s: %s", model.name, error)
+
+        if self._load_threads == 1:
+            for model in models:
+                guarded(model)
+            return
+        with concurrent.futures.ThreadPoolExecutor(self._load_threads) as pool:
+            list(pool.map(guarded, models))
 
     @property
     def ready(self) -> bool:
         """Whether every model answers."""
-        return all(model.ready for model in self._models.values())
+        return all(model.ready for model in self._models.values() if not model.retired)
 
     def find(self, spec: model_pb2.ModelSpec) -> Servable:
         """The version that a request's model_spec means."""
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
-        if spec.WhichOneof("version_choice") == "version_label":
+        version = self._version_of(spec)
+        try:
+            if spec.name not in self._models:
+                raise not_found(spec.name, version)
+            return self._models[spec.name].servable(version)
+        except ServingError as error:
+            if self._started:
+                raise
+            # To a caller it is as if the server were not up yet, and worth another try.
+            raise ServingError(
+                grpc.StatusCode.UNAVAILABLE, f"Models are still being loaded ({spec.name})"
+            ) from error
+
+    def _version_of(self, spec: model_pb2.ModelSpec) -> int | None:
+        choice = spec.WhichOneof("version_choice")
+        if choice == "version":
+            return spec.version.value
+        if choice is None:
+            return None
+        labels = self._labels.get(spec.name, {})
+        if spec.version_label not in labels:
             raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-        version = spec.version.value if spec.HasField("version") else None
-        if spec.name not in self._models:
-            raise not_found(spec.name, version)
-        return self._models[spec.name].servable(version)
+        return labels[spec.version_label]
 
     def predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
         """PredictionService.Predict."""
         _need_spec(request)
-        found = self.find(request.model_spec)
-        signature = request.model_spec.signature_name or servable_lib.DEFAULT_SIGNATURE
-        inputs = servable_lib.read_inputs(request.inputs)
-        outputs = found.run(signature, inputs, request.output_filter)
-        response = predict_pb2.PredictResponse()
-        response.model_spec.name = request.model_spec.name
-        response.model_spec.version.value = found.version
-        response.model_spec.signature_name = signature
-        for name, array in outputs.items():
-            tensors.write(array, response.outputs[name], packed=False)
-        return response
+        return inference.predict(self.find(request.model_spec), request)
+
+    def classify(
+        self, request: classification_pb2.ClassificationRequest
+    ) -> classification_pb2.ClassificationResponse:
+        """PredictionService.Classify."""
+        _need_spec(request)
+        return inference.classify(self.find(request.model_spec), request)
+
+    def regress(
+        self, request: regression_pb2.RegressionRequest
+    ) -> regression_pb2.RegressionResponse:
+        """PredictionService.Regress."""
+        _need_spec(request)
+        return inference.regress(self.find(request.model_spec), request)
+
+    def multi_inference(
+        self, request: inference_pb2.MultiInferenceRequest
+    ) -> inference_pb2.MultiInferenceResponse:
+        """PredictionService.MultiInference: the first task says which version is asked."""
+        spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
+        return inference.multi_inference(self.find(spec), request)
 
     def metadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest

@@ -30,6 +30,7 @@ class Options:
       rest_bytes: The longest body of a REST request.
       cors: Whether browsers may call from pages of other origins.
       waiting: Calls that may wait to run, for each of the two protocols.
+      profiling: Whether gRPC also serves the profiler.
       metrics: Where calls are counted.
       metrics_path: Where the metrics are served; None for nowhere.
     """
@@ -44,5 +45,6 @@ class Options:
     rest_bytes: int = REST_BYTES
     cors: bool = False
     waiting: int = WAITING
+    profiling: bool = False
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
     metrics_path: str | None = None

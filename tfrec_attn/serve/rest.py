@@ -8,12 +8,14 @@ from typing import NamedTuple
 import grpc
 from google.protobuf import json_format
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_pb2,
+    regression_pb2,
 )
 
-from tfrec_attn.serve import json_tensors, tensors
+from tfrec_attn.serve import json_examples, json_tensors, tensors
 from tfrec_attn.serve.model_server import ModelServer
 from tfrec_attn.serve.servable import DEFAULT_SIGNATURE, Servable, ServingError, invalid
 
@@ -80,11 +82,10 @@ def _respond(models: ModelServer, method: str, path: str, body: bytes) -> bytes:
     if method == "POST" and (match := _CALL.fullmatch(path)):
         name, version, label, verb = match.groups()
         spec = _model_spec(name, version, label)
-        if verb != "predict":
-            raise ServingError(
-                grpc.StatusCode.UNIMPLEMENTED, f"{verb} is not served: use predict."
-            )
-        return _predict(models, spec, body)
+        try:
+            return _VERBS[verb](models, spec, body)
+        except ValueError as error:
+            raise invalid(str(error)) from error
     if method == "GET" and (match := _LOOK.fullmatch(path)):
         name, version, label, metadata = match.groups()
         if not name:
@@ -106,14 +107,26 @@ def _model_spec(name: str, version: str | None, label: str | None) -> model_pb2.
 
 
 def _predict(models: ModelServer, spec: model_pb2.ModelSpec, text: bytes) -> bytes:
-    try:
-        body = json_tensors.parse(text)
-        servable = models.find(spec)
-        arrays = json_tensors.inputs(body, _kinds(servable, body.signature))
-        outputs = servable.run(body.signature, arrays)
-        return json_tensors.answer(outputs, rows=body.rows)
-    except ValueError as error:
-        raise invalid(str(error)) from error
+    body = json_tensors.parse(text)
+    servable = models.find(spec)
+    arrays = json_tensors.inputs(body, _kinds(servable, body.signature))
+    outputs = servable.run(body.signature, arrays)
+    return json_tensors.answer(outputs, rows=body.rows)
+
+
+def _classify(models: ModelServer, spec: model_pb2.ModelSpec, text: bytes) -> bytes:
+    examples, spec.signature_name = json_examples.parse(text)
+    request = classification_pb2.ClassificationRequest(model_spec=spec, input=examples)
+    return json_examples.classifications(models.classify(request).result)
+
+
+def _regress(models: ModelServer, spec: model_pb2.ModelSpec, text: bytes) -> bytes:
+    examples, spec.signature_name = json_examples.parse(text)
+    request = regression_pb2.RegressionRequest(model_spec=spec, input=examples)
+    return json_examples.regressions(models.regress(request).result)
+
+
+_VERBS = {"predict": _predict, "classify": _classify, "regress": _regress}
 
 
 def _kinds(servable: Servable, signature: str) -> dict[str, tensors.Kind]:

@@ -14,11 +14,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    model_management_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
+from tfrec_attn.serve import profiler
 from tfrec_attn.serve.admission import Admission
 from tfrec_attn.serve.answering import Answering, shortened
 from tfrec_attn.serve.model_server import ModelServer
@@ -95,7 +100,7 @@ def start(
       host: Address to listen on.
       port: For gRPC; 0 takes a free one.
       rest_api_port: For REST; 0 takes a free one.
-      options: Limits, TLS, metrics.
+      options: Limits, TLS, metrics, the profiler.
 
     Raises:
       OSError: A port is busy or may not be opened.
@@ -159,6 +164,9 @@ def _start_grpc(
         options=list({**_OPTIONS, **dict(options.grpc_channel_arguments)}.items()),
         maximum_concurrent_rpcs=threads,
     )
+    if options.profiling:
+        method = _method(profiler.profile, profiler.ProfileRequest)
+        server.add_registered_method_handlers(profiler.SERVICE, {"Profile": method})
     health_servicer = health.HealthServicer()
     names = [_PREDICTION, _MANAGEMENT, reflection.SERVICE_NAME]
     if options.grpc_health:
@@ -196,11 +204,19 @@ def _bind(
 
 def _services(models: ModelServer) -> list[grpc.GenericRpcHandler]:
     metadata, status = get_model_metadata_pb2, get_model_status_pb2
+    classification, regression = classification_pb2, regression_pb2
+    inference, reload = inference_pb2, model_management_pb2
     prediction = {
         "Predict": _method(models.predict, predict_pb2.PredictRequest),
+        "Classify": _method(models.classify, classification.ClassificationRequest),
+        "Regress": _method(models.regress, regression.RegressionRequest),
+        "MultiInference": _method(models.multi_inference, inference.MultiInferenceRequest),
         "GetModelMetadata": _method(models.metadata, metadata.GetModelMetadataRequest),
     }
-    management = {"GetModelStatus": _method(models.status, status.GetModelStatusRequest)}
+    management = {
+        "GetModelStatus": _method(models.status, status.GetModelStatusRequest),
+        "HandleReloadConfigRequest": _method(models.reload, reload.ReloadConfigRequest),
+    }
     handlers = grpc.method_handlers_generic_handler
     return [handlers(_PREDICTION, prediction), handlers(_MANAGEMENT, management)]
 
