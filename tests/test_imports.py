@@ -31,7 +31,7 @@ ROWS = [
     ["pipeline"],
     ["runs"],
     ["averages", "comparison", "feedback_head", "offers", "report"],
-    ["evaluate"],
+    ["evaluate", "card"],
     ["serve"],
     ["export", "train", "ask", "doctor", "compress"],
     ["explanation"],
