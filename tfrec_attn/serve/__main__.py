@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from tfrec_attn.serve import flags, model_flags
+from tfrec_attn.serve import flags, memory, model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     # TensorFlow loads here, after the flags were read and checked.
     from tfrec_attn.serve import server
 
+    memory.give_back()
     options = flags.options(args)
     models = configured(args, flags.loader(args, options))
     running = server.start(models, args.host, args.port, args.rest_api_port, options)
