@@ -82,8 +82,8 @@ def targets(args: argparse.Namespace):
         given = [("gRPC", args.grpc), ("REST", args.rest)]
         yield args.model_name, [pair for pair in given if pair[1]]
         return
-    with server(args.model_base_path) as (grpc, rest):
-        yield MEASURED, [("gRPC", grpc), ("REST", rest)]
+    with server(args.model_base_path) as started:
+        yield MEASURED, [("gRPC", started.grpc), ("REST", started.rest)]
 
 
 def ask(protocol: str, target: str, name: str, want) -> tuple[list, list]:

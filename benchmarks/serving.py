@@ -1,12 +1,16 @@
 """How long a recommendation takes through each protocol, beside the bare model call.
 
     python benchmarks/serving.py --model saved_models/movielens
+    python benchmarks/serving.py --model saved_models/movielens --batching
 
 The embedded server runs as its own process on free ports, as in use; so do the clients,
 one process each, so that they share no interpreter lock. Every client sends the same
 requests one after another: a user each, k items, history as stored. The first row calls
 the signature itself in this process, with tensors in and NumPy out. On a machine with
 few cores the clients compete with the server: eight clients are a load test, not latency.
+
+`--batching` compares the server with itself, requests joined into batches or not, where the
+call of the model dominates: `embed_item` on one text a request, through BERT.
 """
 
 import argparse
@@ -19,10 +23,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +38,13 @@ CLIENTS = (1, 8)
 # Set in each client's process by `meet`: a barrier is inherited, not sent.
 _shared: dict[str, Any] = {}
 START_LIMIT = 180.0
+# One batch at a time, which both cores work on, of all eight clients if they come in time.
+BATCHING = """
+max_batch_size { value: 8 }
+batch_timeout_micros { value: 10000 }
+max_enqueued_batches { value: 100 }
+num_batch_threads { value: 1 }
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--requests", type=int, default=500, help="by each client (default: 500)")
     add("--users", type=int, default=943, help="ids 1 to this are asked (default: 943)")
     add("--k", type=int, default=10, help="items a request (default: 10)")
+    add("--batching", action="store_true", help="embed_item, with batching and without")
     add("--json", type=Path, metavar="FILE", help="also write the rows there")
     return parser
 
@@ -79,11 +92,30 @@ def run(args: argparse.Namespace) -> list[Row]:
     """The bare call first, while nothing else runs; then each protocol and load."""
     if min(args.requests, args.users, args.k) < 1:
         raise ValueError("--requests, --users and --k must be at least 1.")
+    return with_batching(args) if args.batching else protocols(args)
+
+
+def protocols(args: argparse.Namespace) -> list[Row]:
+    """Recommendations."""
     rows = [bare_call(args)]
-    with server(args.model) as (grpc_target, rest_target):
+    with server(args.model) as started:
         for clients in CLIENTS:
-            for path, target in (("gRPC", grpc_target), ("REST", rest_target)):
-                rows.append(load(path, target, clients, args))
+            for path, target in (("gRPC", started.grpc), ("REST", started.rest)):
+                rows.append(load(path, target, clients, args, recommend))
+    return rows
+
+
+def with_batching(args: argparse.Namespace) -> list[Row]:
+    """Texts embedded over gRPC."""
+    rows = []
+    with tempfile.NamedTemporaryFile("w", suffix=".pbtxt") as file:
+        file.write(BATCHING)
+        file.flush()
+        batching = ["--enable_batching", f"--batching_parameters_file={file.name}"]
+        for path, flags in (("not batched", []), ("batched", batching)):
+            with server(args.model, *flags) as started:
+                for clients in CLIENTS:
+                    rows.append(load(path, started.grpc, clients, args, embed))
     return rows
 
 
@@ -144,15 +176,23 @@ def row(path: str, clients: int, times: list[np.ndarray], span: float, count: in
     return Row(path, clients, total, p50, p95, p99, total / span)
 
 
+class Server(NamedTuple):
+    """A server's gRPC and REST targets and the number of its process."""
+
+    grpc: str
+    rest: str
+    pid: int
+
+
 @contextlib.contextmanager
-def server(model: Path) -> Iterator[tuple[str, str]]:
-    """The command as a process; yields its gRPC and REST targets once it is ready."""
+def server(model: Path, *more: str, log: int | IO = subprocess.DEVNULL) -> Iterator[Server]:
+    """The command as a process, once it is ready; its log goes to `log`."""
     newest(model)  # or the wait for a version would be long
-    flags = ["--model_base_path", str(model), "--model_name", MEASURED]
+    flags = ["--model_base_path", str(model), "--model_name", MEASURED, *more]
     process = subprocess.Popen(
         [sys.executable, "-m", "tfrec_attn.serve", *flags, "--port=0", "--rest_api_port=0"],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         text=True,
     )
     try:
@@ -161,7 +201,7 @@ def server(model: Path) -> Iterator[tuple[str, str]]:
         if not found:
             raise OSError(f"python -m tfrec_attn.serve {' '.join(flags)} did not start.")
         wait_until_ready(found[1])
-        yield found[1], found[2]
+        yield Server(found[1], found[2], process.pid)
     finally:
         process.terminate()
         process.wait(60)
@@ -183,12 +223,14 @@ def wait_until_ready(target: str) -> None:
                 time.sleep(0.1)
 
 
-def load(path: str, target: str, clients: int, args: argparse.Namespace) -> Row:
+def load(
+    path: str, target: str, clients: int, args: argparse.Namespace, ask: Callable
+) -> Row:
     """Some clients at once; the span runs from the first start to the last end."""
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(clients)
     with context.Pool(clients, initializer=meet, initargs=(together,)) as pool:
-        jobs = [(target, args, index * 97) for index in range(clients)]
+        jobs = [(target, args, index * 97, ask) for index in range(clients)]
         results = pool.starmap(one_client, jobs, chunksize=1)
     started = min(begin for begin, _ in results)
     ended = max(begin + times.sum() for begin, times in results)
@@ -202,14 +244,35 @@ def meet(barrier) -> None:
     _shared["barrier"] = barrier
 
 
-def one_client(target: str, args: argparse.Namespace, first: int):
+def one_client(target: str, args: argparse.Namespace, first: int, ask: Callable):
     """One client's calls, in a process of its own."""
-    from tfrec_attn.serve.client import Client
+    from tfrec_attn.serve.client import Client, ServerError
 
     with Client(target, MEASURED, timeout=60) as client:
-        client.metadata()
-        _shared["barrier"].wait()
-        return timed(lambda user: client.recommend(user, k=args.k), args, first)
+        # A ServerError does not survive the way between processes.
+        try:
+            call = ask(client, args)
+            _shared["barrier"].wait()
+            return timed(call, args, first)
+        except ServerError as error:
+            _shared["barrier"].abort()
+            raise OSError(f"a call failed: {error}") from None
+
+
+def recommend(client, args: argparse.Namespace) -> Callable[[str], object]:
+    """A user's items."""
+    client.metadata()
+    return lambda user: client.recommend(user, k=args.k)
+
+
+def embed(client, args: argparse.Namespace) -> Callable[[str], object]:
+    """The vector of a text: of one of those that were recommended, by number."""
+    users = [str(1 + n) for n in range(min(args.users, 20))]
+    answers = [client.recommend(user, k=args.k) for user in users]
+    texts = sorted({item.text for answer in answers for item in answer.items})
+    return lambda number: client.predict(
+        "embed_item", {"text": [texts[int(number) % len(texts)]]}
+    )
 
 
 def table(rows: list[Row]) -> str:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from tfrec_attn.serve import model_server, profiler, server
+from tfrec_attn.serve.options import Options
 from tfrec_attn.serve.servable import ServingError
 
 
@@ -58,7 +59,7 @@ def test_a_trace_without_end_is_refused():
 @pytest.mark.parametrize("profiling", [True, False])
 def test_it_is_served_where_asked(profiling):
     models = model_server.ModelServer()
-    running = server.start(models, "127.0.0.1", 0, 0, profiling=profiling)
+    running = server.start(models, "127.0.0.1", 0, 0, Options(profiling=profiling))
     try:
         with grpc.insecure_channel(f"127.0.0.1:{running.grpc_port}") as channel:
             trace = channel.unary_unary(

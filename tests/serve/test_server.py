@@ -283,7 +283,7 @@ def test_a_wrong_path_is_one_line_and_status_2(tmp_path, toy, capsys):
     assert f"Give its parent: --model_base_path {toy}." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--enable_batching", "--rest_api"])
+@pytest.mark.parametrize("flag", ["--https_config_file=x", "--rest_api"])
 def test_a_flag_that_is_not_served_is_refused(flag, toy, capsys):
     with pytest.raises(SystemExit) as caught:
         command.main(["--model_base_path", str(toy), flag])

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from tfrec_attn.serve import model_flags
+from tfrec_attn.serve import flags, memory, model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         help="address to listen on; 0.0.0.0 opens it to the network (default: 127.0.0.1)",
     )
     model_flags.add_models(parser)
+    flags.add(parser)
     model_flags.add_unserved(parser)
     return parser
 
@@ -112,10 +113,10 @@ def run(args: argparse.Namespace) -> int:
     # TensorFlow loads here, after the flags were read and checked.
     from tfrec_attn.serve import server
 
-    models = configured(args)
-    running = server.start(
-        models, args.host, args.port, args.rest_api_port, profiling=args.enable_profiler
-    )
+    memory.give_back()
+    options = flags.options(args)
+    models = configured(args, flags.loader(args, options))
+    running = server.start(models, args.host, args.port, args.rest_api_port, options)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -137,8 +138,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def configured(args: argparse.Namespace):
-    """The models that the flags ask for, of which none is loaded yet."""
+def configured(args: argparse.Namespace, loader):
+    """The models that the flags ask for, of which none is loaded yet.
+
+    Args:
+      args: The flags.
+      loader: Whose `of` gives the `load` of a model.
+    """
     from tfrec_attn.serve import lifecycle, model_server, saved_model, servable
 
     saved_model.limit_threads(
@@ -150,7 +156,9 @@ def configured(args: argparse.Namespace):
     retries = lifecycle.Retries(args.max_num_load_retries, interval)
 
     def make(name: str, base_path: pathlib.Path, *, policy) -> lifecycle.Model:
-        return lifecycle.Model(name, base_path, load, policy=policy, retries=retries)
+        return lifecycle.Model(
+            name, base_path, loader.of(name, load), policy=policy, retries=retries
+        )
 
     models = model_server.ModelServer(
         make=make,

@@ -45,10 +45,26 @@ def signatures(served: Served, names: Sequence[str] = ()) -> dict[str, Any]:
             f"{', '.join(asked)}."
         )
     return {
-        name: tf.function(function).get_concrete_function(**specs)
+        name: tf.function(_shaped(function, specs)).get_concrete_function(**specs)
         for name, (function, specs) in asked.items()
         if not names or name in (DEFAULT, *names)
     }
+
+
+def _shaped(function, specs):
+    """`function`, which refuses inputs of another rank.
+
+    Nobody else looks: a model server feeds what came, and tensorflow-text's kernels then
+    read past their input, which ends the server.
+    """
+
+    def shaped(**inputs):
+        checked = {
+            name: tf.ensure_shape(inputs[name], spec.shape) for name, spec in specs.items()
+        }
+        return function(**checked)
+
+    return shaped
 
 
 def unknown(specs, batch: int) -> dict[str, tf.Tensor]:

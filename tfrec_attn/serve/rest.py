@@ -43,10 +43,11 @@ _STATUSES = {
 
 
 class Answer(NamedTuple):
-    """What goes back: an HTTP status and a JSON body."""
+    """What goes back: an HTTP status, a JSON body, and the canonical code behind them."""
 
     status: int
     body: bytes
+    code: str = "OK"
 
 
 def respond(models: ModelServer, method: str, path: str, body: bytes) -> Answer:
@@ -61,15 +62,18 @@ def respond(models: ModelServer, method: str, path: str, body: bytes) -> Answer:
     try:
         return Answer(200, _respond(models, method, path, body))
     except ServingError as error:
-        return Answer(_STATUSES.get(error.code, 500), _error(error.message))
+        return refusal(error)
     # A fault of ours must still be an answer in the interface's form.
     except Exception as error:
         _log.exception("%s %s failed", method, path)
-        return Answer(500, _error(f"{type(error).__name__}: {error}"))
+        internal = grpc.StatusCode.INTERNAL
+        return refusal(ServingError(internal, f"{type(error).__name__}: {error}"))
 
 
-def _error(message: str) -> bytes:
-    return json_tensors.encode({"error": message})
+def refusal(error: ServingError, status: int | None = None) -> Answer:
+    """The answer to a request that failed; `status` instead of that of the code."""
+    body = json_tensors.encode({"error": error.message})
+    return Answer(status or _STATUSES.get(error.code, 500), body, error.code.name)
 
 
 def _respond(models: ModelServer, method: str, path: str, body: bytes) -> bytes:
