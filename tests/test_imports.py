@@ -12,8 +12,9 @@ import tfrec_attn
 
 ROOT = Path(tfrec_attn.__file__).parent
 PUBLIC = [
-    "AttentionWeightedCosine", "Client", "LABELS", "Schema", "Tables", "__version__",
-    "backbone", "fetch", "movielens_100k", "read_tables", "require_legacy_keras",
+    "AsyncClient", "AttentionWeightedCosine", "Client", "LABELS", "Schema", "Tables",
+    "__version__", "backbone", "fetch", "movielens_100k", "read_tables",
+    "require_legacy_keras",
 ]  # fmt: skip
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.

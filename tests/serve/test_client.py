@@ -137,7 +137,7 @@ def test_the_servers_refusals(recommender_live, protocol):
         client.recommend("1")
     assert caught.value.code == "NOT_FOUND"
     with (
-        Client("127.0.0.1:1", protocol=protocol) as client,
+        Client("127.0.0.1:1", protocol=protocol, retry=False) as client,
         pytest.raises(ServerError) as caught,
     ):
         client.metadata()
