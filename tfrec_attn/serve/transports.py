@@ -142,7 +142,8 @@ def _http_client(kind: Any, connection: Connection) -> Any:
         ) from error
 
 
-def _json(status: int, body: bytes) -> Any:
+def read_json(status: int, body: bytes) -> Any:
+    """What a REST answer holds; a `ServerError` where it is a refusal or no JSON."""
     try:
         answer = json.loads(body)
     except ValueError:
@@ -178,7 +179,7 @@ class RestTransport:
             raise deadline.passed() from error
         except httpx.HTTPError as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
-        return _json(response.status_code, b"".join(parts))
+        return read_json(response.status_code, b"".join(parts))
 
     def close(self) -> None:
         """Closes the connections."""
@@ -202,7 +203,7 @@ class AsyncRestTransport:
             raise deadline.passed() from error
         except httpx.HTTPError as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
-        return _json(response.status_code, response.content)
+        return read_json(response.status_code, response.content)
 
     async def close(self) -> None:
         """Closes the connections."""
