@@ -119,8 +119,8 @@ def test_mistakes_are_named(client, protocol):
         ),
         (lambda: client.recommend("1", profile={"agee": 1}), "does not read user_agee; it"),
         (
-            lambda: client.predict("explain", {}),
-            'no signature "explain"; it has: score, serving_default.',
+            lambda: client.predict("classify", {}),
+            'no signature "classify"; it has: embed_item, embed_user, explain, score',
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 
+from tfrec_attn import user_keys
+
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
 LOAD_GRACE = 30.0
@@ -46,7 +48,32 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="seconds between two looks for a new version; 0 looks once (default: 1)",
     )
+    add_log_flags(parser)
     return parser
+
+
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """What TensorFlow's model server leaves to a collector in its configuration."""
+    add = parser.add_argument_group("request log").add_argument
+    add(
+        "--log-requests",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="write requests and answers there, for tfrec_attn.impressions",
+    )
+    add(
+        "--log-requests-sample",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the requests, above 0 up to 1 (default: 1)",
+    )
+    add(
+        "--log-requests-hash-users",
+        action="store_true",
+        help=f"write user ids hashed, by a key in a file or in {user_keys.VARIABLE}",
+    )
+    add("--log-requests-key-file", type=pathlib.Path, metavar="FILE", help="of that key")
 
 
 def port(text: str) -> int:
@@ -64,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         check_base_path(args.model_base_path)
+        check_log_flags(args)
         return run(args)
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -84,14 +112,46 @@ def check_base_path(path: pathlib.Path) -> None:
         )
 
 
+def check_log_flags(args: argparse.Namespace) -> None:
+    """Flags about a log need the log."""
+    given = {
+        "--log-requests-sample": args.log_requests_sample != 1,
+        "--log-requests-hash-users": args.log_requests_hash_users,
+        "--log-requests-key-file": args.log_requests_key_file,
+    }
+    for flag in (flag for flag, value in given.items() if value):
+        if args.log_requests is None:
+            raise ValueError(f"{flag} needs --log-requests DIR, which is not given.")
+    if args.log_requests_key_file and not args.log_requests_hash_users:
+        raise ValueError("--log-requests-key-file needs --log-requests-hash-users.")
+
+
+def request_log(args: argparse.Namespace):
+    """The log that the flags ask for, or None."""
+    from tfrec_attn.serve.request_log import RequestLog
+
+    if args.log_requests is None:
+        return None
+    hashed = args.log_requests_hash_users
+    key = user_keys.UserKey.read(args.log_requests_key_file) if hashed else None
+    return RequestLog(args.log_requests, args.log_requests_sample, key)
+
+
 def run(args: argparse.Namespace) -> int:
     """Opens the ports, then loads and keeps looking for new versions until told to stop."""
     # TensorFlow loads here, after the flags were read and checked.
     from tfrec_attn.serve import model_server, server
+    from tfrec_attn.serve.logged import LoggedModelServer
 
     # The name of "." and of "models/x/.." is only known once resolved.
     name = args.model_name or args.model_base_path.resolve().name
-    models = model_server.ModelServer([model_server.Model(name, args.model_base_path)])
+    log = request_log(args)
+    served = [model_server.Model(name, args.model_base_path)]
+    models = (
+        model_server.ModelServer(served)
+        if log is None
+        else LoggedModelServer(served, log=log)
+    )
     running = server.start(models, args.host, args.port, args.rest_api_port)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,6 +171,8 @@ def run(args: argparse.Namespace) -> int:
     stop.wait()
     _log.info("stopping: running requests are finished first")
     running.stop()
+    if log is not None:
+        log.close()
     # A load must not run on while the interpreter is torn down under it.
     watcher.join(LOAD_GRACE)
     return 0
