@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         default="shown",
         help="time of an `ignore`: of the impression, or when its window was over",
     )
+    add("--bad-rows", choices=("stop", "set-aside"), default="stop", help="of the events")
     add("--key-file", type=Path, help="of the key that the log's users are hashed by")
     return parser
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, int]:
     schema = tables.interactions
     _require(schema, args.config)
     log = request_logs.read(args.log, args.shown)
-    events = _events(args.interactions, schema)
+    events, bad = _events(args.interactions, schema, args.bad_rows)
     shown, told = _named(log, events, args.key_file)
     rows = len(shown) + len(told)
     if args.items:
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, int]:
     outcomes = dict(seen["outcome"].value_counts().iter_rows())
     return {
         **log.counts,
+        "bad_rows": bad,
         "of_unknown_items": unknown,
         "events": len(events),
         "events_told": len(told),
@@ -125,17 +127,20 @@ def _require(schema: InteractionSchema, path: Path) -> None:
         )
 
 
-def _events(path: str, schema: InteractionSchema) -> pl.DataFrame:
+def _events(
+    path: str, schema: InteractionSchema, bad_rows: str
+) -> tuple[pl.DataFrame, int]:
+    """The shop's events, and how many rows were no events."""
     raw = readers.read(path, schema.file)
     checked = interactions.read_interactions(raw, schema, None)
-    if len(checked.rejects):
+    if len(checked.rejects) and bad_rows == "stop":
         raise ValueError(rejects.message(checked.rejects, None))
     if checked.frame.is_empty():
-        raise ValueError(f"{path}: the table has no rows.")
-    label = pl.col("feedback").replace_strict(
-        dict(enumerate(LABELS)), return_dtype=pl.String
-    )
-    return checked.frame.select("user", "item", label.alias("label"), "time", "weight")
+        raise ValueError(f"{path}: no row is left.")
+    names = dict(enumerate(LABELS))
+    label = pl.col("feedback").replace_strict(names, return_dtype=pl.String)
+    events = checked.frame.select("user", "item", label.alias("label"), "time", "weight")
+    return events, rejects.count_rows(checked.rejects)
 
 
 def _named(log: request_logs.Requests, events: pl.DataFrame, key_file: Path | None):
