@@ -19,4 +19,5 @@ with grpc.insecure_channel(args.target) as channel:
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=predict_pb2.PredictResponse.FromString,
     )
-    print(json_format.MessageToJson(call(request, timeout=60)))
+    answer = call(request, timeout=60)
+    print(json_format.MessageToJson(answer, preserving_proto_field_name=True))

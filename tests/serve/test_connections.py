@@ -117,6 +117,8 @@ def test_settings_that_do_not_go_together(settings, message):
 def test_a_certificate_needs_its_key():
     with pytest.raises(ValueError, match="certificate and key together, or neither"):
         Tls(certificate="client.pem")
+    with pytest.raises(ValueError, match=r"Tls.root names a file in PEM: 'lost.pem' is"):
+        Tls(root="lost.pem")
 
 
 @pytest.mark.parametrize(

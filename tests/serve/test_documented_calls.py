@@ -127,7 +127,7 @@ def test_grpcurl(command, shown, live, tmp_path):
 
 @pytest.mark.parametrize(("command", "shown"), calls("python -m tfrec_attn.ask"))
 def test_ask(command, shown, live, capsys):
-    given = shlex.split(here(command, live))[3:]
+    given = shlex.split(here(command, live).replace("\\\n", " "))[3:]
     if "--rest" not in given:
         given += ["--target", f"localhost:{live.grpc_port}"]
     assert ask.main(given) == 0
@@ -159,7 +159,7 @@ def test_python(page, live, capsys, tmp_path, monkeypatch):
 
 def form(text):
     """Printed arrays without their numbers and ids."""
-    return re.sub(r"\s+", " ", re.sub(r"-?\d[\d.e-]*", "0", text)).strip()
+    return re.sub(r"\s+(?=[\s\]])", "", re.sub(r"-?\d[\d.e-]*", "0", text)).strip()
 
 
 def write_certificates(folder):

@@ -30,7 +30,7 @@ def lines(folder):
 
 def entry(user="42", **outputs):
     inputs = {"user_id": np.array([user.encode()], object), "k": np.array([2], np.int32)}
-    outputs = outputs or {"score": np.float32([[0.5]]), "embedding": np.ones([1, 3])}
+    outputs = outputs or {"score": np.float32([[0.5]])}
     return Entry(1.5, "m", 7, "score", inputs, outputs, 0.0025)
 
 
@@ -192,12 +192,13 @@ def test_after_a_full_disk_the_next_line_begins_a_file(tmp_path, caplog):
 
 
 def test_a_line_beyond_the_limit_is_counted(tmp_path, monkeypatch):
+    """The second is below it as values, and beyond as a line."""
     monkeypatch.setattr(request_log, "_LONGEST_LINE", 300)
     log = RequestLog(tmp_path)
-    log.offer(entry("x" * 300))
-    log.offer(entry("y"))
+    for user in ("x" * 293, "x" * 292, "y"):
+        log.offer(entry(user))
     log.close()
-    assert log.lost == 1
+    assert log.lost == 2
     assert [line["inputs"]["user_id"] for line in lines(tmp_path)] == [["y"]]
 
 

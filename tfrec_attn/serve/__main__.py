@@ -139,13 +139,13 @@ def request_log(args: argparse.Namespace):
 
 def run(args: argparse.Namespace) -> int:
     """Opens the ports, then loads and keeps looking for new versions until told to stop."""
+    log = request_log(args)
     # TensorFlow loads here, after the flags were read and checked.
     from tfrec_attn.serve import model_server, server
     from tfrec_attn.serve.logged import LoggedModelServer
 
     # The name of "." and of "models/x/.." is only known once resolved.
     name = args.model_name or args.model_base_path.resolve().name
-    log = request_log(args)
     served = [model_server.Model(name, args.model_base_path)]
     models = (
         model_server.ModelServer(served)

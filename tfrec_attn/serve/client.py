@@ -73,7 +73,7 @@ class _Client:
         tls: Tls | None = None,
         headers: Mapping[str, str] | None = None,
     ):
-        Deadline(timeout)
+        Deadline(timeout)  # A timeout that is none is refused here, not at the first call.
         connection = Connection(target, protocol, tls, headers or {})
         transport = self._rest if connection.rest else self._grpc
         self._transport = transport(connection, Asked(model, version, label))

@@ -29,6 +29,10 @@ class Tls:
                 "Tls needs certificate and key together, or neither: received "
                 f"certificate={self.certificate!r} and key={self.key!r}."
             )
+        # What reads them does not say which one it misses.
+        for name, path in vars(self).items():
+            if path is not None and not pathlib.Path(path).is_file():
+                raise ValueError(f"Tls.{name} names a file in PEM: {str(path)!r} is none.")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For a gRPC channel."""

@@ -7,7 +7,7 @@ from typing import Any, cast
 from tensorflow_serving.apis import model_pb2
 
 from tfrec_attn.serve.model_server import ModelServer
-from tfrec_attn.serve.request_log import Entry, RequestLog
+from tfrec_attn.serve.request_log import KEPT_OUTPUTS, Entry, RequestLog
 from tfrec_attn.serve.servable import DEFAULT_SIGNATURE, Arrays, Servable
 
 
@@ -27,9 +27,8 @@ class LoggedServable:
         seconds = time.perf_counter() - started
         name = signature or DEFAULT_SIGNATURE
         version = self._servable.version
-        self._requests.offer(
-            Entry(now, self._model, version, name, inputs, outputs, seconds)
-        )
+        kept = {name: outputs[name] for name in KEPT_OUTPUTS if name in outputs}
+        self._requests.offer(Entry(now, self._model, version, name, inputs, kept, seconds))
         return outputs
 
 

@@ -5,6 +5,7 @@ name of the key that user ids are hashed by, or null), `inputs`, `outputs` (ids,
 which of them are no padding) and `latency_ms`. No TensorFlow.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Entry(NamedTuple):
-    """One answered request; its arrays are not copied."""
+    """One answered request; its arrays are not copied. Outputs are of `KEPT_OUTPUTS`."""
 
     time: float
     model: str
@@ -94,6 +95,10 @@ class RequestLog:
         """Takes an entry, if it is among the sample and there is room."""
         if random.random() >= self._share:
             return
+        # Here too: the queue holds so many entries, of whatever size.
+        if (size := _size(entry.inputs) + _size(entry.outputs)) > _LONGEST_LINE:
+            self._lose(f"one of {size} bytes, more than {_LONGEST_LINE}")
+            return
         try:
             self._queue.put_nowait(entry)
         except queue.Full:
@@ -130,7 +135,7 @@ class RequestLog:
 
     def _append(self, text: bytes) -> None:
         if len(text) > _LONGEST_LINE:
-            self._lose(f"a line of {len(text)} bytes, more than {_LONGEST_LINE}")
+            self._lose(f"one of {len(text)} bytes, more than {_LONGEST_LINE}")
             return
         if self._file is None or self._is_done():
             self._leave()
@@ -152,9 +157,10 @@ class RequestLog:
 
     def _leave(self) -> None:
         """After a fault too: the next line must not follow a torn one."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        left, self._file = self._file, None
+        if left is not None:
+            with contextlib.suppress(OSError):
+                left.close()
 
 
 def line(entry: Entry, key: UserKey | None) -> bytes:
@@ -170,14 +176,17 @@ def line(entry: Entry, key: UserKey | None) -> bytes:
         "signature": entry.signature,
         "user_key": key and key.name,
         "inputs": inputs,
-        "outputs": {
-            name: _plain(entry.outputs[name])
-            for name in KEPT_OUTPUTS
-            if name in entry.outputs
-        },
+        "outputs": {name: _plain(array) for name, array in entry.outputs.items()},
         "latency_ms": round(entry.seconds * 1000, 3),
     }
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _size(arrays: Arrays) -> int:
+    """Bytes of the values, without what JSON puts around them."""
+    texts = (array for array in arrays.values() if array.dtype == object)
+    numbers = (array.nbytes for array in arrays.values() if array.dtype != object)
+    return sum(numbers) + sum(len(value) for array in texts for value in array.flat)
 
 
 def _plain(array: np.ndarray) -> Any:

@@ -199,7 +199,7 @@ class AsyncRestTransport:
         try:
             async with asyncio.timeout(deadline.left()):
                 response = await self._http.request(method, path, json=body, timeout=None)
-        except (TimeoutError, httpx.TimeoutException) as error:
+        except TimeoutError as error:
             raise deadline.passed() from error
         except httpx.HTTPError as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
