@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfrec_attn import explain
+from tfrec_attn.serve import answers
 from tfrec_attn.serve.client import Recommendation, Recommendations
 
 ITEM = [
@@ -21,10 +22,10 @@ USER = [b"user", b"", b"user", b"", b"history=7", b"history=8"]
 class Answered:
     """A client whose server said this: contributions by hand."""
 
-    def predict(self, signature, inputs):
-        assert (signature, inputs["item"]) == ("explain", ["5"])
+    def explain(self, user_id, item, history, *_):
+        assert (user_id, item, history) == ("42", "5", ["7", "lost", "8"])
         rng = np.random.default_rng(0)
-        return {
+        outputs = {
             "score": np.array([9.0]),
             "retrieval_contribution": np.array([4.0]),
             "item_contributions": np.arange(8.0)[None] / 9,
@@ -35,6 +36,7 @@ class Answered:
             "known_item": np.array([True]),
             "known_user": np.array([True]),
         }
+        return answers.contributions(outputs)[0]
 
     def recommend(self, user_id, *, candidates, k):
         assert (user_id, k) == ("", len(candidates))

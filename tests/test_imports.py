@@ -12,16 +12,18 @@ import tfrec_attn
 
 ROOT = Path(tfrec_attn.__file__).parent
 PUBLIC = [
-    "AttentionWeightedCosine", "Client", "LABELS", "Schema", "Tables", "__version__",
-    "backbone", "fetch", "movielens_100k", "read_tables", "require_legacy_keras",
+    "AsyncClient", "AttentionWeightedCosine", "Client", "LABELS", "Schema", "Tables",
+    "__version__", "backbone", "fetch", "movielens_100k", "read_tables",
+    "require_legacy_keras",
 ]  # fmt: skip
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
-    ["", "arrays", "installed", "keras_binding", "labels"],
+    ["", "arrays", "installed", "keras_binding", "labels", "user_keys"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],
     ["config"],
+    ["impressions"],
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],
     ["layers", "keras3_layers"],
     ["model"],
@@ -153,6 +155,7 @@ HEAVY = ["tensorflow", "keras", "tf_keras", "transformers", "torch"]
         ("import tfrec_attn.ask", ["polars", "pydantic"]),
         ("import tfrec_attn.explain", ["polars", "pydantic"]),
         ("import tfrec_attn.train; tfrec_attn.train.parser()", ["grpc", "matplotlib"]),
+        ("import tfrec_attn.impressions", ["grpc", "matplotlib"]),
         ("import tfrec_attn.export", ["grpc"]),
         ("import tfrec_attn.compress as c; c.parser()", ["grpc", "matplotlib"]),
     ],

@@ -22,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AsyncClient": "serve.client",
     "AttentionWeightedCosine": "layers",
     "Client": "serve.client",
     "LABELS": "labels",

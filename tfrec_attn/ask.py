@@ -73,7 +73,9 @@ def answered(
                 f"--target must be host:port, for gRPC: received {target!r}. "
                 "Drop the scheme, or ask over REST with --rest."
             )
-        with Client(target, args.model, protocol=protocol, timeout=args.timeout) as client:
+        # Who types a command would rather be told at once that nothing answers.
+        settings = {"protocol": protocol, "timeout": args.timeout, "retry": False}
+        with Client(target, args.model, **settings) as client:
             answer = question(client, args)
     except ServerError as error:
         line = advice(error, target, args.model, bool(args.rest))

@@ -13,10 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from tfrec_attn.serve.client import Client
-from tfrec_attn.serve.inputs import Users
+from tfrec_attn.serve.client import Client, Token
 
 # What a reader calls tokens that stand for no value of the tables.
 _WHOLES = {
@@ -101,42 +98,35 @@ def explain(
         knows nothing of the user: an unknown id without history and profile.
       ServerError: When the server refuses or does not answer.
     """
-    user, item = Users.of(str(user_id)), str(item_id)
-    inputs = user.inputs(history, profile, time, history_feedback, history_time)
-    outputs = client.predict("explain", inputs | {"item": [item]})
-    found = {name: value[0] for name, value in outputs.items()}
-    if not found["known_item"]:
+    user, item = str(user_id), str(item_id)
+    found = client.explain(
+        user, item, history, profile, time, history_feedback, history_time
+    )
+    if not found.known_item:
         raise ValueError(
             f"The model does not know the item {item!r}: it explains items that were in "
             "the items table when it was exported."
         )
-    if not (found["known_user"] or len(history) or profile):
+    if not (found.known_user or len(history) or profile):
         raise ValueError(
-            f"The model does not know the user {user.ids[0]!r}, so there is nothing to "
+            f"The model does not know the user {user!r}, so there is nothing to "
             "explain. Name one that it knows, or give a history or a profile."
         )
-    item_tokens, user_tokens = (
-        [token.decode() for token in found[f"{side}_token"]] for side in ("item", "user")
-    )
     given = [str(one) for one in history if one != ""]
-    events = user_tokens[_events_begin(user_tokens) :]
-    seen = [token.removeprefix("history=") for token in events]
+    events = found.user_tokens[_events_begin(found.user_tokens) :]
+    seen = [token.name.removeprefix("history=") for token in events]
     texts = _texts(client, [item, *given, *seen])
     item_text = texts.get(item, "")
-    item_parts = _item_parts(item_tokens, found["item_contributions"], item_text)
-    user_parts = _user_parts(user_tokens, found["user_contributions"], texts)
-    at = np.ix_([i for i, _ in user_parts], [i for i, _ in item_parts])
-    weights = found["attention"].astype(float)[at]
     return Explanation(
-        user=user.ids[0],
+        user=user,
         item=item,
         item_text=item_text,
-        score=float(found["score"]),
-        retrieval=float(found["retrieval_contribution"]),
-        item_parts=tuple(part for _, part in item_parts),
-        user_parts=tuple(part for _, part in user_parts),
-        attention=tuple(map(tuple, weights.tolist())),
-        known_user=bool(found["known_user"]),
+        score=found.score,
+        retrieval=found.retrieval,
+        item_parts=tuple(_item_parts(found.item_tokens, item_text)),
+        user_parts=tuple(_user_parts(found.user_tokens, texts)),
+        attention=tuple(map(tuple, found.attention.astype(float).tolist())),
+        known_user=found.known_user,
         unknown_history=tuple(one for one in given if one not in texts),
     )
 
@@ -153,30 +143,29 @@ def _texts(client: Client, ids: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _events_begin(tokens: Sequence[str]) -> int:
+def _events_begin(tokens: Sequence[Token]) -> int:
     """The events stand behind the last `user`: their names all begin with `history=`."""
-    return len(tokens) - tokens[::-1].index("user")
+    return len(tokens) - [token.name for token in reversed(tokens)].index("user")
 
 
-def _item_parts(tokens, contributions, text: str) -> list[tuple[int, Part]]:
-    """Each part with its place among the tokens; padding is left out."""
-    words = [i for i, token in enumerate(tokens) if token.startswith("text=")]
-    names = [tokens[i].removeprefix("text=") for i in words]
+def _item_parts(tokens: Sequence[Token], text: str) -> list[Part]:
+    words = [i for i, token in enumerate(tokens) if token.name.startswith("text=")]
+    names = [tokens[i].name.removeprefix("text=") for i in words]
     place = dict(zip(words, spans(text, names), strict=True))
     parts = []
     for i, token in enumerate(tokens):
-        name, contribution = token.removeprefix("text="), float(contributions[i])
         if i in place:
-            span = place[i]
+            name, span = token.name.removeprefix("text="), place[i]
             shown = text[slice(*span)] if span else name
-            parts.append((i, Part("word", name, shown, contribution, span)))
-        elif token:
+            parts.append(Part("word", name, shown, token.contribution, span))
+        else:
             kind = "column" if i else "whole"
-            parts.append((i, Part(kind, token, _shown(kind, token), contribution)))
+            shown = _shown(kind, token.name)
+            parts.append(Part(kind, token.name, shown, token.contribution))
     return parts
 
 
-def _user_parts(tokens, contributions, texts) -> list[tuple[int, Part]]:
+def _user_parts(tokens: Sequence[Token], texts: Mapping[str, str]) -> list[Part]:
     begin = _events_begin(tokens)
     kinds = ["column"] * (begin - 1) + ["whole"] + ["event"] * (len(tokens) - begin)
 
@@ -185,9 +174,8 @@ def _user_parts(tokens, contributions, texts) -> list[tuple[int, Part]]:
         return texts.get(id_, id_) if kind == "event" else _shown(kind, name)
 
     return [
-        (i, Part(kind, tokens[i], text(kind, tokens[i]), float(contributions[i])))
-        for i, kind in enumerate(kinds)
-        if tokens[i]
+        Part(kind, token.name, text(kind, token.name), token.contribution)
+        for kind, token in zip(kinds, tokens, strict=True)
     ]
 
 

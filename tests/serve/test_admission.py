@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from tfrec_attn.serve.admission import Admission
-from tfrec_attn.serve.calls import Call
+from tfrec_attn.serve.incoming import Call
 from tfrec_attn.serve.servable import ServingError
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfrec_attn.serve import calls, saved_model
+from tfrec_attn.serve import incoming, saved_model
 from tfrec_attn.serve.batching import Batcher, Scheduler, stacked
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.loading import Loader
@@ -215,8 +215,8 @@ def test_a_request_whose_deadline_passes_first_never_runs(model, seconds):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             first = pool.submit(call, rows(0))
             assert model.running.acquire(timeout=10)
-            until = calls.Call(deadline=time.monotonic() + seconds)
-            with calls.answering(until), pytest.raises(ServingError) as caught:
+            until = incoming.Call(deadline=time.monotonic() + seconds)
+            with incoming.answering(until), pytest.raises(ServingError) as caught:
                 call(rows(1))
             model.hold.set()
             first.result(10)

@@ -97,7 +97,10 @@ ITEMS = tuple(f"i{n}" for n in range(7))
 def save_recommender(path: pathlib.Path) -> None:
     """Seven items i0…i6 that score 7…1, plus the user's age, plus 100 if a time is given.
 
-    Only user "1" is known; a history of more than 3 is truncated.
+    Only user "1" is known; a history of more than 3 is truncated. Of a score, the age is
+    what the user adds, and 1 is the retrieval's; a vector is (0.6, 0.8) by the sign of the
+    age, or by whether
+    anything of an item is given.
     """
     items = tf.constant(ITEMS)
     base = tf.range(7.0, 0.0, -1.0)
@@ -151,6 +154,35 @@ def save_recommender(path: pathlib.Path) -> None:
             "known_user": user_id == "1",
         }
 
+    def embed_user(user_id, user_age, time):
+        sign = tf.where(bonus(user_age, time) > 0, 1.0, -1.0)
+        return {"embedding": sign[:, None] * [0.6, 0.8], "known_user": user_id == "1"}
+
+    def embed_item(text, item_genres):
+        sign = tf.where(text + item_genres == "", -1.0, 1.0)
+        long = tf.strings.length(text) > 9
+        return {"embedding": sign[:, None] * [0.6, 0.8], "truncated": long}
+
+    def explain(user_id, user_age, time, item):
+        scored = score(user_id, user_age, time, item[:, None])
+        total, known = scored["score"][:, 0], scored["known_item"][:, 0]
+        total = tf.where(known, total, 0.0)
+        rest = tf.where(known, total - 1.0, 0.0)
+        nothing = tf.zeros_like(rest)
+        names = lambda *listed: tf.where(known[:, None], tf.constant([listed]), "")
+        age = tf.where(user_age == "", "", tf.strings.join(["age=", user_age]))
+        return {
+            "score": total,
+            "retrieval_contribution": total - rest,
+            "item_contributions": tf.stack([rest - 2.0, nothing, nothing + 2.0], 1),
+            "user_contributions": tf.stack([nothing, rest], 1),
+            "attention": tf.reshape(tf.range(6.0), [1, 2, 3]) + total[:, None, None],
+            "item_token": names("item", "", "id"),
+            "user_token": tf.stack([age, tf.fill(tf.shape(age), "user")], 1),
+            "known_item": known,
+            "known_user": scored["known_user"],
+        }
+
     user = {"user_id": TEXTS, "user_age": TEXTS, "time": spec(tf.int64, None)}
     lists = {
         "history": TEXT_ROWS,
@@ -163,6 +195,9 @@ def save_recommender(path: pathlib.Path) -> None:
             recommend, **user, **lists, k=spec(tf.int32, None), candidates=TEXT_ROWS
         ),
         "score": signature(score, **user, candidates=TEXT_ROWS),
+        "embed_user": signature(embed_user, **user),
+        "embed_item": signature(embed_item, text=TEXTS, item_genres=TEXTS),
+        "explain": signature(explain, **user, item=TEXTS),
     }
     tf.saved_model.save(tf.Module(), str(path), signatures=signatures)
 

@@ -1,5 +1,7 @@
 """Ratings and events to the feedback labels."""
 
+import itertools
+
 import polars as pl
 
 from tfrec_attn.data import columns
@@ -32,6 +34,30 @@ def label(series: pl.Series, schema: FeedbackSchema) -> columns.Column:
             ("is missing; every interaction needs its feedback", missing),
             (f"is no known feedback; the rules are: {shown}", values.is_null() & ~missing),
         ),
+    )
+
+
+def value_of(name: str, schema: FeedbackSchema) -> str:
+    """A value of the feedback column that the rules read as the label `name`.
+
+    Raises:
+      ValueError: There is none.
+    """
+    comparisons = [numeric_rule(rule) for _, rule in schema.rules()]
+    bounds = sorted({found[1] for found in comparisons if found})
+    # Between and beside all bounds: no rule tells two numbers of one of these apart.
+    numbers = [low - 1 for low in bounds[:1]]
+    for low, high in itertools.pairwise([*bounds, *(b + 2 for b in bounds[-1:])]):
+        numbers += [low, (low + high) / 2]
+    named = [rule.strip() for _, rule in schema.rules() if numeric_rule(rule) is None]
+    tried = pl.Series("value", [*named, *(f"{number:g}" for number in numbers)])
+    for value, found in zip(tried, label(tried, schema).values, strict=True):
+        if found == LABELS.index(name):
+            return value
+    shown = ", ".join(f"{label} {rule}" for label, rule in schema.rules())
+    raise ValueError(
+        f"No value of the column {schema.column!r} is read as {name!r}; the rules are: "
+        f"{shown}. Train a model whose schema.interactions.feedback.labels has one."
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from tfrec_attn.serve import flags, memory, model_flags
+from tfrec_attn.serve import flags, log_flags, memory, model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     model_flags.add_models(parser)
     flags.add(parser)
     model_flags.add_unserved(parser)
+    log_flags.add(parser)
     return parser
 
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         for warning in model_flags.unserved(args):
             _log.warning(warning)
         check_models(args)
+        log_flags.check(args)
         return run(args)
     except (OSError, ValueError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -110,12 +112,13 @@ def check_base_path(path: pathlib.Path) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Opens the ports, then loads and keeps looking for new versions until told to stop."""
+    log = log_flags.log(args)
     # TensorFlow loads here, after the flags were read and checked.
     from tfrec_attn.serve import server
 
     memory.give_back()
     options = flags.options(args)
-    models = configured(args, flags.loader(args, options))
+    models = configured(args, flags.loader(args, options), log)
     running = server.start(models, args.host, args.port, args.rest_api_port, options)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -132,20 +135,23 @@ def run(args: argparse.Namespace) -> int:
     stop.wait()
     _log.info("stopping: running requests are finished first")
     running.stop()
+    if log is not None:
+        log.close()
     # A load must not run on while the interpreter is torn down under it.
     for watcher in watchers:
         watcher.join(LOAD_GRACE)
     return 0
 
 
-def configured(args: argparse.Namespace, loader):
+def configured(args: argparse.Namespace, loader, log=None):
     """The models that the flags ask for, of which none is loaded yet.
 
     Args:
       args: The flags.
       loader: Whose `of` gives the `load` of a model.
+      log: Of the requests; None for none.
     """
-    from tfrec_attn.serve import lifecycle, model_server, saved_model, servable
+    from tfrec_attn.serve import lifecycle, logged, model_server, saved_model, servable
 
     saved_model.limit_threads(
         args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism
@@ -160,7 +166,10 @@ def configured(args: argparse.Namespace, loader):
             name, base_path, loader.of(name, load), policy=policy, retries=retries
         )
 
-    models = model_server.ModelServer(
+    server: Callable[..., model_server.ModelServer] = model_server.ModelServer
+    if log is not None:
+        server = functools.partial(logged.LoggedModelServer, log=log)
+    models = server(
         make=make,
         early_labels=args.allow_version_labels_for_unavailable_models,
         load_threads=args.num_load_threads,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from tfrec_attn.serve import calls
+from tfrec_attn.serve import incoming
 from tfrec_attn.serve.servable import ServingError
 
 
@@ -25,7 +25,7 @@ class Admission:
         self._active = self._present = 0
 
     @contextlib.contextmanager
-    def admit(self, call: calls.Call) -> Iterator[None]:
+    def admit(self, call: incoming.Call) -> Iterator[None]:
         """Waits for a place, and holds it.
 
         Raises:
@@ -53,11 +53,11 @@ class Admission:
                 if not self._present:
                     self._idle.notify_all()
 
-    def _enter(self, call: calls.Call) -> None:
+    def _enter(self, call: incoming.Call) -> None:
         with self._lock:
             free = lambda: self._active < self._running
             if not self._free.wait_for(free, call.remaining()):
-                raise calls.late("the server's queue")
+                raise incoming.late("the server's queue")
             call.check("the server's queue")
             self._active += 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from tfrec_attn.serve import calls
+from tfrec_attn.serve import incoming
 from tfrec_attn.serve.admission import Admission
 from tfrec_attn.serve.metrics import Metrics
 from tfrec_attn.serve.servable import ServingError, invalid
@@ -48,9 +48,9 @@ class Answering(grpc.ServerInterceptor):
     def _answer(self, api: str, handler: Any, message: bytes, context: Any) -> Any:
         started, model = time.perf_counter(), ""
         left = context.time_remaining()
-        call = calls.Call(api, math.inf if left is None else time.monotonic() + left)
+        call = incoming.Call(api, math.inf if left is None else time.monotonic() + left)
         try:
-            with self._admission.admit(call), calls.answering(call):
+            with self._admission.admit(call), incoming.answering(call):
                 request = _read(handler.request_deserializer, message)
                 model = request.model_spec.name if api in _COUNTED else ""
                 response = handler.unary_unary(request, context)

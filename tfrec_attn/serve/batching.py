@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import grpc
 import numpy as np
 
-from tfrec_attn.serve import calls
+from tfrec_attn.serve import incoming
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.metrics import Metrics
 from tfrec_attn.serve.servable import ServingError, invalid
@@ -39,7 +39,7 @@ class _Task:
 
     inputs: Arrays
     size: int
-    call: calls.Call
+    call: incoming.Call
     queued: float
     outputs: concurrent.futures.Future = dataclasses.field(
         default_factory=concurrent.futures.Future
@@ -89,7 +89,7 @@ class Batcher:
         # Nothing to join, and no row to fill up with.
         if not size:
             return run(arrays)
-        call, now = calls.current(), time.monotonic()
+        call, now = incoming.current(), time.monotonic()
         tasks = [
             _Task(part, size_of(part), call, now)
             for part in _parts(arrays, size, self._parameters.largest_part)
@@ -102,7 +102,7 @@ class Batcher:
             return task.outputs.result(task.call.remaining())
         except TimeoutError:
             task.outputs.cancel()
-            raise calls.late(_QUEUE) from None
+            raise incoming.late(_QUEUE) from None
 
 
 def size_of(arrays: Arrays) -> int:
@@ -284,7 +284,7 @@ class Scheduler:
             if not task.outputs.set_running_or_notify_cancel():
                 continue
             if task.call.deadline <= now:
-                task.outputs.set_exception(calls.late(_QUEUE))
+                task.outputs.set_exception(incoming.late(_QUEUE))
             else:
                 wanted.append(task)
         if wanted:

@@ -5,25 +5,38 @@ with Client("localhost:8500", model="movielens") as client:
         print(item.score, item.id, item.text)
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+import functools
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
+import tenacity
 
-from tfrec_attn.serve import tensors
-from tfrec_attn.serve.inputs import Users, fill, limits
+from tfrec_attn.serve.answers import (
+    Contributions,
+    ItemEmbedding,
+    Recommendation,
+    Recommendations,
+    Score,
+    Scores,
+    Token,
+    UserEmbedding,
+)
+from tfrec_attn.serve.calls import Call, Calls
+from tfrec_attn.serve.connections import Connection, Tls
+from tfrec_attn.serve.retries import Deadline, ServerError, policy
+from tfrec_attn.serve.signatures import Asked, Metadata, Signature, TensorSpec
 from tfrec_attn.serve.transports import (
+    AsyncGrpcTransport,
+    AsyncRestTransport,
     GrpcTransport,
-    Metadata,
     RestTransport,
-    ServerError,
-    Signature,
-    TensorSpec,
 )
 
 __all__ = [
+    "AsyncClient",
     "Client",
+    "Contributions",
+    "ItemEmbedding",
     "Metadata",
     "Recommendation",
     "Recommendations",
@@ -32,71 +45,20 @@ __all__ = [
     "ServerError",
     "Signature",
     "TensorSpec",
+    "Tls",
+    "Token",
+    "UserEmbedding",
 ]
 
-RECOMMEND = "serving_default"
-SCORE = "score"
-
-Batch = list[str] | list[int] | tuple[str | int, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recommendation:
-    """One recommended item; `text` is what the model read of it."""
+class _Client:
+    """What both clients are made of."""
 
-    id: str
-    score: float
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Recommendations:
-    """A user's list, best first, and what the model knew when it made it.
-
-    Attributes:
-      items: At most k; fewer where fewer items are left.
-      known_user: Whether the model has seen this user id.
-      unknown_history: How many ids of the history the model does not know.
-      truncated_history: Whether the history was longer than the model reads.
-    """
-
-    items: tuple[Recommendation, ...]
-    known_user: bool
-    unknown_history: int
-    truncated_history: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """One scored candidate; an item the model does not know has `known` False."""
-
-    id: str
-    score: float
-    known: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """A user's candidates, in the order they were given."""
-
-    items: tuple[Score, ...]
-    known_user: bool
-
-
-class Client:
-    """Calls one model of one server; threads may share it.
-
-    `recommend` and `score` take one user, or a sequence of users with one entry for each
-    of them in every other argument (an empty argument means none for all). What the
-    model reads and the caller does not give is filled with "unknown", by the metadata
-    that the server is asked for once.
-
-    Args:
-      target: "host:port", or "http://host:port" for REST.
-      model: The name under which it is served.
-      protocol: "grpc" or "rest"; by default what `target` looks like.
-      timeout: Seconds until a call fails.
-    """
+    _grpc: Any
+    _rest: Any
 
     def __init__(
         self,
@@ -105,18 +67,66 @@ class Client:
         *,
         protocol: str | None = None,
         timeout: float = 10.0,
+        retry: bool = True,
+        version: int | None = None,
+        label: str | None = None,
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
     ):
-        protocol = protocol or ("rest" if "://" in target else "grpc")
-        if protocol not in ("grpc", "rest"):
-            raise ValueError(f'protocol must be "grpc" or "rest": received {protocol!r}.')
-        if protocol == "grpc" and "://" in target:
-            raise ValueError(
-                f'target must be "host:port" for gRPC: received {target!r}. '
-                'Drop the scheme, or say protocol="rest".'
-            )
-        transport = GrpcTransport if protocol == "grpc" else RestTransport
-        self._transport = transport(target, model, timeout)
-        self._metadata: Metadata | None = None
+        Deadline(timeout)  # A timeout that is none is refused here, not at the first call.
+        connection = Connection(target, protocol, tls, headers or {})
+        transport = self._rest if connection.rest else self._grpc
+        self._transport = transport(connection, Asked(model, version, label))
+        self._calls = Calls(self._transport.messages)
+        self._timeout, self._retry = timeout, retry
+
+    def _deadline(self, call: Call) -> Deadline:
+        return Deadline(self._timeout if call.timeout is None else call.timeout)
+
+
+def _blocking(
+    call: Callable[Concatenate[Calls, P], Call[T]],
+) -> Callable[Concatenate["Client", P], T]:
+    """A call of `Calls` as a method of `Client`."""
+
+    @functools.wraps(call)
+    def method(self: "Client", *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(call(self._calls, *args, **kwargs))
+
+    return method
+
+
+def _awaited(
+    call: Callable[Concatenate[Calls, P], Call[T]],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    """A call of `Calls` as a method of `AsyncClient`."""
+
+    @functools.wraps(call)
+    async def method(self: "AsyncClient", *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(call(self._calls, *args, **kwargs))
+
+    return method
+
+
+class Client(_Client):
+    """Calls one model of one server; threads may share it.
+
+    Args:
+      target: "host:port", or "http://host:port" for REST.
+      model: The name under which it is served.
+      protocol: "grpc" or "rest"; by default what `target` looks like.
+      timeout: Seconds until a call fails, all its requests and pauses together.
+      retry: Whether what could not begin is tried again until then; see `retries`.
+      version: Asks for this version instead of the one in service.
+      label: Asks for the version that has this label.
+      tls: Encrypts, checks the server, and shows a certificate of the client's own.
+      headers: Sent with every request, such as an API key.
+
+    Raises:
+      ValueError: The arguments do not go together.
+    """
+
+    _grpc, _rest = GrpcTransport, RestTransport
 
     def __enter__(self) -> "Client":
         return self
@@ -128,133 +138,68 @@ class Client:
         """Closes the connections."""
         self._transport.close()
 
-    def metadata(self, *, refresh: bool = False) -> Metadata:
-        """The model's version and signatures, asked once or when `refresh` says so."""
-        if self._metadata is None or refresh:
-            self._metadata = self._transport.metadata()
-        return self._metadata
+    def _run(self, call: Call[T]) -> T:
+        deadline, step = self._deadline(call), functools.partial(next, call.steps)
+        while True:
+            try:
+                request = step()
+            except StopIteration as done:
+                return done.value
+            attempts = tenacity.Retrying(**policy(deadline, retry=self._retry))
+            try:
+                answer = attempts(self._transport.send, request, deadline)
+            except ServerError as error:
+                step = functools.partial(call.steps.throw, error)
+            else:
+                step = functools.partial(call.steps.send, answer)
 
-    def predict(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Calls any signature; strings come back as bytes.
-
-        Args:
-          signature: Its name, for example "embed_item".
-          inputs: Arrays or nested lists by input. What is left out is filled with
-            "unknown" (empty, 0), for as many rows as the first of `inputs` has.
-        """
-        arrays = {name: tensors.as_array(values) for name, values in inputs.items()}
-        return self._filled(signature, arrays)
-
-    @overload
-    def recommend(
-        self, user_id: str | int, *args: Any, **kwargs: Any
-    ) -> Recommendations: ...
-    @overload
-    def recommend(
-        self, user_id: Batch, *args: Any, **kwargs: Any
-    ) -> list[Recommendations]: ...
-    def recommend(
-        self,
-        user_id,
-        history=(),
-        k=10,
-        exclude=(),
-        candidates=(),
-        profile=(),
-        time=None,
-        history_feedback=(),
-        history_time=(),
-    ):
-        """The best items for a user.
-
-        Args:
-          user_id: One id, or a sequence of them for a batch.
-          history: Item ids, oldest first; empty means what is stored for the user.
-          k: How many items; in a batch also one number for each user.
-          exclude: Item ids to leave out, besides the history.
-          candidates: Item ids to choose among; empty means the whole catalogue.
-          profile: The user's columns, for example `{"age": 30}`; categories as a list.
-          time: When the items are wanted: milliseconds since the epoch or a datetime.
-          history_feedback: A label for each item of the history.
-          history_time: A time for each item of the history.
-        """
-        users = Users.of(user_id)
-        wanted = limits(users, k)
-        given = {
-            "k": np.array(wanted, np.int32),
-            **users.lists("exclude", exclude),
-            **users.lists("candidates", candidates),
-            **users.inputs(history, profile, time, history_feedback, history_time),
-        }
-        outputs = self._filled(RECOMMEND, given)
-        rows = [_recommendations(outputs, row, limit) for row, limit in enumerate(wanted)]
-        return rows[0] if users.single else rows
-
-    @overload
-    def score(self, user_id: str | int, *args: Any, **kwargs: Any) -> Scores: ...
-    @overload
-    def score(self, user_id: Batch, *args: Any, **kwargs: Any) -> list[Scores]: ...
-    def score(
-        self,
-        user_id,
-        candidates,
-        history=(),
-        profile=(),
-        time=None,
-        history_feedback=(),
-        history_time=(),
-    ):
-        """How well each candidate fits a user; arguments as in `recommend`.
-
-        Returns:
-          `Scores`, or a list of them for a batch of users.
-        """
-        users = Users.of(user_id)
-        given = {
-            **users.lists("candidates", candidates),
-            **users.inputs(history, profile, time, history_feedback, history_time),
-        }
-        outputs = self._filled(SCORE, given)
-        asked = enumerate(users.rows(candidates))
-        rows = [_scores(outputs, row, items) for row, items in asked]
-        return rows[0] if users.single else rows
-
-    def _filled(self, signature: str, given: Mapping[str, np.ndarray]) -> dict:
-        specs = self.metadata().signatures
-        try:
-            return self._transport.predict(signature, fill(specs, signature, given))
-        except (ServerError, ValueError) as error:
-            if isinstance(error, ServerError) and error.code != "INVALID_ARGUMENT":
-                raise
-            # A newer version may read other columns than the one that was asked about.
-            fresh = self.metadata(refresh=True).signatures
-            if fresh == specs:
-                raise
-            return self._transport.predict(signature, fill(fresh, signature, given))
+    metadata = _blocking(Calls.metadata)
+    predict = _blocking(Calls.predict)
+    recommend = _blocking(Calls.recommend)
+    score = _blocking(Calls.score)
+    embed_user = _blocking(Calls.embed_user)
+    embed_item = _blocking(Calls.embed_item)
+    explain = _blocking(Calls.explain)
 
 
-def _recommendations(
-    outputs: Mapping[str, np.ndarray], row: int, k: int
-) -> Recommendations:
-    ids, scores = outputs["item_id"][row], outputs["score"][row]
-    texts, valid = outputs["item_text"][row], outputs["valid"][row]
-    return Recommendations(
-        items=tuple(
-            Recommendation(ids[i].decode(), float(scores[i]), texts[i].decode())
-            for i in np.flatnonzero(valid)[:k]
-        ),
-        known_user=bool(outputs["known_user"][row]),
-        unknown_history=int(outputs["unknown_history"][row]),
-        truncated_history=bool(outputs["truncated_history"][row]),
-    )
+class AsyncClient(_Client):
+    """`Client` for asyncio: the same arguments, the same calls, awaited.
 
+    async with AsyncClient("localhost:8500", model="movielens") as client:
+        first, second = await asyncio.gather(client.recommend("42"), client.recommend("7"))
+    """
 
-def _scores(outputs: Mapping[str, np.ndarray], row: int, asked: Sequence) -> Scores:
-    scores, known = outputs["score"][row], outputs["known_item"][row]
-    return Scores(
-        items=tuple(
-            Score(str(item), float(scores[i]), bool(known[i]))
-            for i, item in enumerate(asked)
-        ),
-        known_user=bool(outputs["known_user"][row]),
-    )
+    _grpc, _rest = AsyncGrpcTransport, AsyncRestTransport
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._transport.close()
+
+    async def _run(self, call: Call[T]) -> T:
+        deadline, step = self._deadline(call), functools.partial(next, call.steps)
+        while True:
+            try:
+                request = step()
+            except StopIteration as done:
+                return done.value
+            attempts = tenacity.AsyncRetrying(**policy(deadline, retry=self._retry))
+            try:
+                answer: Any = await attempts(self._transport.send, request, deadline)
+            except ServerError as error:
+                step = functools.partial(call.steps.throw, error)
+            else:
+                step = functools.partial(call.steps.send, answer)
+
+    metadata = _awaited(Calls.metadata)
+    predict = _awaited(Calls.predict)
+    recommend = _awaited(Calls.recommend)
+    score = _awaited(Calls.score)
+    embed_user = _awaited(Calls.embed_user)
+    embed_item = _awaited(Calls.embed_item)
+    explain = _awaited(Calls.explain)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfrec_attn.serve import tensors
-from tfrec_attn.serve.transports import Signature
+from tfrec_attn.serve.signatures import Signature
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _SCALARS = (numbers.Integral, datetime.datetime)
@@ -110,6 +110,22 @@ def limits(users: Users, k: Any) -> list[int]:
         if not whole or not 1 <= one <= _LARGEST_K:
             raise ValueError(f"k must be a whole number of at least 1: received {one!r}.")
     return rows
+
+
+def items(given: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Items by their text and columns, as `embed_item` reads them."""
+    if isinstance(given, str) or not len(given):
+        raise ValueError(
+            "item must be a mapping of columns, or at least one of them: received "
+            f"{given!r}."
+        )
+    columns = sorted({column for one in given for column in one})
+    return {
+        column if column == "text" else f"item_{column}": tensors.as_array(
+            [_cell(one.get(column)) for one in given]
+        )
+        for column in columns
+    }
 
 
 def _padded(rows: Sequence[Sequence], fill: str | int, width: int) -> np.ndarray:

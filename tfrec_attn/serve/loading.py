@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from tfrec_attn.serve import calls, config_files, saved_model
+from tfrec_attn.serve import config_files, incoming, saved_model
 from tfrec_attn.serve.batching import Batcher, Run, Scheduler
 from tfrec_attn.serve.batching_parameters import Parameters
 from tfrec_attn.serve.metrics import Metrics
@@ -61,7 +61,7 @@ class Loader:
             started = time.perf_counter()
             outputs = run(arrays)
             spent = (time.perf_counter() - started) * 1e6
-            self.metrics.runtime_latency.add(spent, model, calls.current().api, _RUNTIME)
+            self.metrics.runtime_latency.add(spent, model, incoming.current().api, _RUNTIME)
             return outputs
 
         return timed

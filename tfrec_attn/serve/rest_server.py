@@ -16,7 +16,7 @@ import starlette.responses
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tfrec_attn.serve import calls, rest
+from tfrec_attn.serve import incoming, rest
 from tfrec_attn.serve.model_server import ModelServer
 from tfrec_attn.serve.options import Options
 from tfrec_attn.serve.servable import ServingError
@@ -180,7 +180,7 @@ class Application:
 
     async def _respond(self, method: str, path: str, body: bytes, verb: str) -> rest.Answer:
         deadline = time.monotonic() + self._options.rest_timeout
-        call = calls.Call(verb.capitalize() or "Predict", deadline)
+        call = incoming.Call(verb.capitalize() or "Predict", deadline)
         self._enter()
         running = self._pool.submit(self._run, call, method, path, body)
         running.add_done_callback(self._leave)
@@ -190,10 +190,10 @@ class Application:
                 asyncio.wrap_future(running), self._options.rest_timeout
             )
         except TimeoutError:
-            raise calls.late("the server") from None
+            raise incoming.late("the server") from None
 
-    def _run(self, call: calls.Call, method: str, path: str, body: bytes) -> rest.Answer:
-        with calls.answering(call):
+    def _run(self, call: incoming.Call, method: str, path: str, body: bytes) -> rest.Answer:
+        with incoming.answering(call):
             return rest.respond(self._models, method, path, body)
 
     def _enter(self) -> None:

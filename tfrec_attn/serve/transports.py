@@ -1,21 +1,36 @@
-"""One predict and one metadata call, over gRPC or REST. No TensorFlow."""
+"""The four ways to send a request: gRPC and REST, blocking and awaited. No TensorFlow.
 
-import base64
-import dataclasses
-import urllib.parse
-from collections.abc import Mapping
+A transport has `messages`, which make requests and read answers, and `send`, which tries
+once and raises `ServerError`.
+"""
+
+import asyncio
+import functools
+import json
 from typing import Any
 
 import grpc
 import httpx
-import numpy as np
 
-from tfrec_attn.serve import tensors, wire
+from tfrec_attn.serve import wire
+from tfrec_attn.serve.connections import Connection
+from tfrec_attn.serve.messages import GrpcMessages, Http, RestMessages, Rpc
+from tfrec_attn.serve.retries import Deadline, ServerError
+from tfrec_attn.serve.signatures import Asked
 
-_UNLIMITED = [
+_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # A channel waits a second and longer before it looks for a server that went away;
+    # until then calls fail at once. When to try again is told by `retries`.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
 ]
+_ANSWERS = {
+    "Predict": wire.PredictResponse,
+    "GetModelMetadata": wire.GetModelMetadataResponse,
+}
 _CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -23,226 +38,173 @@ _CODES = {
     404: "NOT_FOUND",
     409: "ABORTED",
     429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
     501: "UNIMPLEMENTED",
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
 
-Arrays = dict[str, np.ndarray]
+
+def _methods(channel: Any) -> dict[str, Any]:
+    return {
+        name: channel.unary_unary(
+            f"/tensorflow.serving.PredictionService/{name}",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+        for name, answer in _ANSWERS.items()
+    }
 
 
-class ServerError(Exception):
-    """The server refused a call or did not answer.
-
-    Attributes:
-      code: A canonical code's name: INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, …
-      message: The server's words.
-    """
-
-    def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
+def _channel(module: Any, connection: Connection) -> Any:
+    """A channel of `grpc` or `grpc.aio`, which name the same things alike."""
+    if connection.tls is None:
+        return module.insecure_channel(connection.target, options=_OPTIONS)
+    credentials = connection.tls.credentials()
+    return module.secure_channel(connection.target, credentials, options=_OPTIONS)
 
 
-@dataclasses.dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a signature.
-
-    Attributes:
-      dtype: `object` for strings, which travel as bytes.
-      shape: -1 for a free size; None if even the rank is free.
-    """
-
-    dtype: np.dtype
-    shape: tuple[int, ...] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Signature:
-    """Inputs and outputs by name."""
-
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-
-
-@dataclasses.dataclass(frozen=True)
-class Metadata:
-    """What a server says of the version in service."""
-
-    model: str
-    version: int
-    signatures: Mapping[str, Signature]
+def _grpc_error(error: Any) -> ServerError:
+    return ServerError(error.code().name, error.details())
 
 
 class GrpcTransport:
-    """Calls over one gRPC channel, which may be shared by threads."""
+    """One channel, which may be shared by threads."""
 
-    def __init__(self, target: str, model: str, timeout: float):
-        self._model = model
-        self._timeout = timeout
-        self._channel = grpc.insecure_channel(target, options=_UNLIMITED)
-        self._predict = self._method("Predict", wire.PredictResponse)
-        self._metadata = self._method("GetModelMetadata", wire.GetModelMetadataResponse)
+    def __init__(self, connection: Connection, asked: Asked):
+        self.messages = GrpcMessages(asked)
+        self._headers = connection.lower_headers
+        self._channel = _channel(grpc, connection)
+        self._methods = _methods(self._channel)
 
-    def _method(self, name: str, response_class: Any) -> Any:
-        return self._channel.unary_unary(
-            f"/tensorflow.serving.PredictionService/{name}",
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=response_class.FromString,
-        )
-
-    def _call(self, method: Any, request: Any) -> Any:
+    def send(self, request: Rpc, deadline: Deadline) -> Any:
+        """The answer's message."""
+        method = self._methods[request.method]
         try:
-            return method(request, timeout=self._timeout)
+            return method(request.message, timeout=deadline.left(), metadata=self._headers)
         except grpc.RpcError as error:
-            raise ServerError(error.code().name, error.details()) from error
-
-    def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Calls one signature."""
-        request = wire.PredictRequest()
-        request.model_spec.name = self._model
-        request.model_spec.signature_name = signature
-        for name, array in inputs.items():
-            tensors.write(array, request.inputs[name], packed=True)
-        response = self._call(self._predict, request)
-        return {name: tensors.read(proto) for name, proto in response.outputs.items()}
-
-    def metadata(self) -> Metadata:
-        """Asks what the model's signatures are."""
-        request = wire.GetModelMetadataRequest(metadata_field=["signature_def"])
-        request.model_spec.name = self._model
-        response = self._call(self._metadata, request)
-        packed = response.metadata["signature_def"].value
-        signatures = {
-            name: Signature(_proto_specs(saved.inputs), _proto_specs(saved.outputs))
-            for name, saved in wire.SignatureDefMap.FromString(packed).signature_def.items()
-        }
-        return Metadata(self._model, response.model_spec.version.value, signatures)
+            raise _grpc_error(error) from error
 
     def close(self) -> None:
         """Closes the channel."""
         self._channel.close()
 
 
-def _proto_specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    return {
-        name: TensorSpec(
-            tensors.KINDS[info.dtype].dtype,
-            None
-            if info.tensor_shape.unknown_rank
-            else tuple(dim.size for dim in info.tensor_shape.dim),
-        )
-        for name, info in infos.items()
-        if info.dtype in tensors.KINDS
+class AsyncGrpcTransport:
+    """One channel, which belongs to the event loop of the first call."""
+
+    def __init__(self, connection: Connection, asked: Asked):
+        self.messages = GrpcMessages(asked)
+        self._connection = connection
+
+    # A channel of grpc.aio binds itself to the loop that runs when it is made.
+    @functools.cached_property
+    def _channel(self) -> Any:
+        return _channel(grpc.aio, self._connection)
+
+    @functools.cached_property
+    def _methods(self) -> dict[str, Any]:
+        return _methods(self._channel)
+
+    async def send(self, request: Rpc, deadline: Deadline) -> Any:
+        """The answer's message."""
+        method = self._methods[request.method]
+        headers = self._connection.lower_headers
+        try:
+            return await method(request.message, timeout=deadline.left(), metadata=headers)
+        except grpc.RpcError as error:
+            raise _grpc_error(error) from error
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        if "_channel" in vars(self):
+            await self._channel.close()
+
+
+def _http_settings(connection: Connection) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "base_url": connection.url,
+        "headers": connection.lower_headers,
     }
+    if connection.tls is not None:
+        settings["verify"] = connection.tls.context()
+    return settings
+
+
+def _http_client(kind: Any, connection: Connection) -> Any:
+    try:
+        return kind(**_http_settings(connection))
+    except httpx.InvalidURL as error:
+        raise ValueError(
+            f'target must be "http://host:port" for REST: received {connection.target!r} '
+            f"({error})."
+        ) from error
+
+
+def read_json(status: int, body: bytes) -> Any:
+    """What a REST answer holds; a `ServerError` where it is a refusal or no JSON."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if status == 200 and answer is not None:
+        return answer
+    message = answer.get("error") if isinstance(answer, dict) else None
+    code = "UNKNOWN" if status == 200 else _CODES.get(status, "UNKNOWN")
+    raise ServerError(
+        code, message or f"HTTP {status}: {body[:500].decode(errors='replace')}"
+    )
 
 
 class RestTransport:
-    """Calls over HTTP, in columns; connections are kept and may be shared by threads."""
+    """Kept connections, which may be shared by threads."""
 
-    def __init__(self, target: str, model: str, timeout: float):
-        base = target if "://" in target else f"http://{target}"
-        self._model = urllib.parse.quote(model, safe="")
-        try:
-            self._http = httpx.Client(base_url=base, timeout=timeout)
-        except httpx.InvalidURL as error:
-            raise ValueError(
-                f'target must be "http://host:port" for REST: received {target!r} '
-                f"({error})."
-            ) from error
-        self._specs: Mapping[str, Signature] = {}
+    def __init__(self, connection: Connection, asked: Asked):
+        self.messages = RestMessages(asked)
+        self._http = _http_client(httpx.Client, connection)
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        url = f"/v1/models/{self._model}{path}"
+    def send(self, request: Http, deadline: Deadline) -> Any:
+        """The answer's JSON."""
+        method, path, body = request
+        left, parts = deadline.left(), []
         try:
-            response = self._http.request(method, url, json=body)
+            with self._http.stream(method, path, json=body, timeout=left) as response:
+                # The timeout is for each wait on the socket; an answer that drips would
+                # begin it anew with every part.
+                for part in response.iter_bytes():
+                    parts.append(part)
+                    deadline.left()
         except httpx.TimeoutException as error:
-            raise ServerError("DEADLINE_EXCEEDED", str(error)) from error
+            raise deadline.passed() from error
         except httpx.HTTPError as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
-        if response.status_code == 200:
-            return response.json()
-        code = _CODES.get(response.status_code, "UNKNOWN")
-        try:
-            message = response.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            message = response.text
-        raise ServerError(code, message)
-
-    def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Calls one signature; its metadata say how to read the numbers of the answer."""
-        body = {
-            "signature_name": signature,
-            "inputs": {name: _to_json(array) for name, array in inputs.items()},
-        }
-        answer = self._call("POST", ":predict", body)["outputs"]
-        specs = self._outputs(signature)
-        # A newer version may have other outputs than the one that was asked about.
-        if len(specs) > 1 and answer.keys() != specs.keys():
-            self.metadata()
-            specs = self._outputs(signature)
-        if len(specs) == 1:
-            answer = {next(iter(specs)): answer}
-        return {name: _from_json(answer[name], spec) for name, spec in specs.items()}
-
-    def _outputs(self, signature: str) -> Mapping[str, TensorSpec]:
-        if signature not in self._specs:
-            self.metadata()
-        return self._specs[signature].outputs
-
-    def metadata(self) -> Metadata:
-        """Asks what the model's signatures are."""
-        answer = self._call("GET", "/metadata")
-        listed = answer["metadata"]["signature_def"]["signature_def"]
-        self._specs = {
-            name: Signature(_json_specs(saved["inputs"]), _json_specs(saved["outputs"]))
-            for name, saved in listed.items()
-        }
-        name = urllib.parse.unquote(self._model)
-        return Metadata(name, int(answer["model_spec"]["version"]), self._specs)
+        return read_json(response.status_code, b"".join(parts))
 
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
 
 
-def _json_specs(infos: Mapping[str, Any]) -> dict[str, TensorSpec]:
-    specs = {}
-    for name, info in infos.items():
-        number = tensors.NUMBERS_BY_NAME.get(info["dtype"])
-        if number is not None:
-            shape = info["tensor_shape"]
-            sizes = tuple(int(dim["size"]) for dim in shape.get("dim", ()))
-            dtype = tensors.KINDS[number].dtype
-            specs[name] = TensorSpec(dtype, None if shape.get("unknown_rank") else sizes)
-    return specs
+class AsyncRestTransport:
+    """Kept connections of one event loop."""
 
+    def __init__(self, connection: Connection, asked: Asked):
+        self.messages = RestMessages(asked)
+        self._http = _http_client(httpx.AsyncClient, connection)
 
-def _to_json(array: np.ndarray) -> Any:
-    if array.dtype != object:
-        return array.tolist()
-    texts = np.empty(array.size, object)
-    texts[:] = [_text_or_b64(value) for value in array.ravel()]
-    return texts.reshape(array.shape).tolist()
+    async def send(self, request: Http, deadline: Deadline) -> Any:
+        """The answer's JSON."""
+        method, path, body = request
+        try:
+            async with asyncio.timeout(deadline.left()):
+                response = await self._http.request(method, path, json=body, timeout=None)
+        except TimeoutError as error:
+            raise deadline.passed() from error
+        except httpx.HTTPError as error:
+            raise ServerError("UNAVAILABLE", str(error)) from error
+        return read_json(response.status_code, response.content)
 
-
-def _text_or_b64(value: bytes) -> Any:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(value).decode()}
-
-
-def _from_json(value: Any, spec: TensorSpec) -> np.ndarray:
-    if spec.dtype != object:
-        return np.array(value, spec.dtype)
-    # Dictionaries (b64) are leaves; NumPy sees them as such only under an object dtype.
-    found = np.array(value, object)
-    flat = [
-        base64.b64decode(leaf["b64"]) if isinstance(leaf, dict) else leaf.encode()
-        for leaf in found.ravel()
-    ]
-    decoded = np.empty(len(flat), object)
-    decoded[:] = flat
-    return decoded.reshape(found.shape)
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
