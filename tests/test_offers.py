@@ -12,9 +12,11 @@ from tests import test_line
 from tests.test_line import ITEMS, ask, tables  # noqa: F401
 from tfrec_attn import card, export, offers, train
 from tfrec_attn.serve import lint
+from tfrec_attn.serve.client import Client, ServerError
 
 sys.path.insert(0, str(Path(__file__).parent / "serve"))
 import shop
+import toys
 
 FILTERS = 'index.filters={price="number",kinds="categories"}'
 
@@ -128,10 +130,18 @@ def test_unlike_items_are_asked_for(offered):
     assert sorted(same["score"][1])[::-1] != same["score"][1].tolist()
 
 
-def test_a_wrong_condition_is_named(offered):
-    served = tf.saved_model.load(str(offered[0]))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="colour=red"):
-        ask(served, user_id=["nobody"], require=[["colour=red"]])
+def test_the_client_asks_for_it(offered):
+    base = offered[0].parent
+    with toys.live(base, "shop") as (running, _):
+        client = Client(f"127.0.0.1:{running.grpc_port}", "shop")
+        ids = lambda **given: [i.id for i in client.recommend("nobody", k=4, **given).items]
+        assert sorted(ids(require=["price<=9.5", "kind=a"])) == ["i0", "i4", "i6", "i8"]
+        assert ids(forbid=["kind=a|b"]) == []
+        assert ids(boost={"price>=30": 99, "price=29.5": 98.0})[:2] == ["i30", "i29"]
+        assert ids(diversity=0.9) != ids()
+        with pytest.raises(ServerError, match=r"require must be .*colour=red"):
+            ids(require=["colour=red"])
+        client.close()
 
 
 def test_a_version_has_what_was_chosen_and_says_so(offered):

@@ -98,6 +98,10 @@ class Calls:
         history_feedback=(),
         history_time=(),
         *,
+        require=(),
+        forbid=(),
+        boost=(),
+        diversity=0.0,
         timeout=None,
     ):
         """The best items for a user.
@@ -112,6 +116,12 @@ class Calls:
           time: When the items are wanted: milliseconds since the epoch or a datetime.
           history_feedback: A label for each item of the history.
           history_time: A time for each item of the history.
+          require: Conditions that items must meet, such as "genres=Drama|Comedy" or
+            "price<=20", where the version was exported with `index.filters`.
+          forbid: Conditions that they must not meet.
+          boost: What is added to the score of items that meet a condition, by condition.
+          diversity: From 0 to 1: how much an item is to be unlike those before it, where
+            the version was exported with `index.diversity`.
           timeout: Seconds, instead of the client's.
         """
         users = Users.of(user_id)
@@ -120,6 +130,10 @@ class Calls:
             "k": np.array(limits, np.int32),
             **users.lists("exclude", exclude),
             **users.lists("candidates", candidates),
+            **users.lists("require", require),
+            **users.lists("forbid", forbid),
+            **users.boosts(boost),
+            **users.shares("diversity", diversity),
             **users.inputs(history, profile, time, history_feedback, history_time),
         }
         read = lambda outputs: answers.recommendations(outputs, limits)

@@ -12,7 +12,7 @@ from tfrec_attn.serve import tensors
 from tfrec_attn.serve.signatures import Signature
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_SCALARS = (numbers.Integral, datetime.datetime)
+_SCALARS = (numbers.Real, datetime.datetime)
 _LARGEST_K = 2**31 - 1
 
 
@@ -55,6 +55,27 @@ class Users:
         rows = [[str(item) for item in row] for row in self._sequences(name, values)]
         longest = max(map(len, rows))
         return {name: _padded(rows, "", longest)} if longest else {}
+
+    def boosts(self, values: Any) -> dict[str, np.ndarray]:
+        """Conditions and what they add, `[B, n]` each; nothing where no user has any."""
+        rows = [dict(row or {}) for row in self.rows(values)]
+        longest = max(map(len, rows))
+        if not longest:
+            return {}
+        added = np.zeros((len(rows), longest), np.float32)
+        for row, one in zip(added, rows, strict=True):
+            row[: len(one)] = list(one.values())
+        return {
+            "boost": _padded([list(row) for row in rows], "", longest),
+            "boost_by": added,
+        }
+
+    def shares(self, name: str, values: Any) -> dict[str, np.ndarray]:
+        """A number from 0 to 1 for each user; nothing where all are 0."""
+        rows = self.rows(values)
+        if not all(0 <= one <= 1 for one in rows):
+            raise ValueError(f"{name} must be from 0 to 1: received {values!r}.")
+        return {name: np.array(rows, np.float32)} if any(rows) else {}
 
     def inputs(
         self, history: Any, profile: Any, time: Any, feedback: Any, history_time: Any
