@@ -140,8 +140,8 @@ def test_what_was_shown_and_not_taken_is_in_the_table(made, served, today):
         *(("u2", item) for item in shown[1]),
         *(("u3", item) for item in shown[2]),
     }
-    # The impressions' own time, in order, after whatever was before them.
-    assert new["timestamp"].is_between(now, now + 600_000).all()
+    # An hour after the impression, which is the window; in order, behind what was before.
+    assert new["timestamp"].is_between(now + HOUR, now + HOUR + 600_000).all()
     assert table["timestamp"].is_sorted()
     assert len(table) - len(new) - 2 == len(today.read_text().splitlines()) - 1
 
@@ -200,17 +200,17 @@ def test_what_is_done_is_counted(base, served, today, key_file, tmp_path, capsys
     assert (wide["taken"], wide["open"], wide["ignored"]) == (1, 6, 0)
 
 
-def test_an_ignore_can_stand_at_the_end_of_its_window(
+def test_an_ignore_stands_where_it_is_known_at_the_end_of_its_window(
     base, served, today, key_file, tmp_path
 ):
     tables = []
-    for at in ("shown", "settled"):
-        more = ["--key-file", str(key_file), "--window", "1", "--ignored-at", at]
-        out = tmp_path / f"{at}.parquet"
+    for hours in (0.5, 1):
+        more = ["--key-file", str(key_file), "--window", str(hours)]
+        out = tmp_path / f"{hours}.parquet"
         assert impressions.main(command(base, served, today, out, *more)) == 0
         found = pl.read_parquet(out).filter(pl.col("event") == "impression")
         tables.append(found.sort("user_id", "item_id")["timestamp"])
-    assert (tables[1] - tables[0]).to_list() == [HOUR] * 6
+    assert (tables[1] - tables[0]).to_list() == [HOUR / 2] * 6
 
 
 def test_items_that_the_table_lacks_are_left_out(

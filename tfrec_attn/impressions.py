@@ -53,12 +53,6 @@ def parser() -> argparse.ArgumentParser:
         help="hours in which what was shown can be taken (default: 24)",
     )
     add("--shown", type=int, help="items of an answer that were shown (default: all)")
-    add(
-        "--ignored-at",
-        choices=("shown", "settled"),
-        default="shown",
-        help="time of an `ignore`: of the impression, or when its window was over",
-    )
     add("--bad-rows", choices=("stop", "set-aside"), default="stop", help="of the events")
     add("--key-file", type=Path, help="of the key that the log's users are hashed by")
     return parser
@@ -89,9 +83,13 @@ def run(args: argparse.Namespace) -> dict[str, int]:
     every = pl.concat([events, told.with_columns(one)])
     window, until = round(args.window * _HOUR), events["time"].to_numpy().max()
     seen = impressions.showings(shown, every, window, until)
-    moment = {"shown": "time", "settled": "settled"}[args.ignored_at]
+    # Not known before its window is over: no earlier history may have it.
     ignored = seen.filter(outcome="ignored").select(
-        "user", "item", pl.lit("ignore").alias("label"), pl.col(moment).alias("time"), one
+        "user",
+        "item",
+        pl.lit("ignore").alias("label"),
+        pl.col("settled").alias("time"),
+        one,
     )
     table = pl.concat([every, ignored]).sort("time", maintain_order=True)
     _write(_in_schema(table, schema), args.out)
