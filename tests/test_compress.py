@@ -117,7 +117,8 @@ def test_a_run_begins_with_it(run, worded, tmp_path, capsys):
 
 def test_of_a_trained_bert_it_is_the_trained_one(worded, tmp_path, capsys):
     out, to = tmp_path / "run", tmp_path / "small"
-    assert train.main(arguments(worded, out, "bert.tuning=lora", "train.epochs=1")) == 0
+    far = "bert.tuning=lora", "bert.learning_rate=0.05", "train.epochs=2"
+    assert train.main(arguments(worded, out, *far)) == 0
     capsys.readouterr()
     assert compress.main(given("quantize", "--run", out, "--to", to)) == 0
     assert json.loads(capsys.readouterr().out)["cosine"] > 0.99

@@ -224,11 +224,11 @@ def test_a_mistake_is_one_line_and_status_2(where, flags, message, capsys):
 
 
 def test_a_model_that_does_not_explain_says_what_it_does(tmp_path, capsys):
-    toys.save_recommender(tmp_path / "movielens" / "1")
+    toys.save_toy(tmp_path / "movielens" / "1")
     with toys.live(tmp_path / "movielens", "movielens") as (running, _):
         target = f"localhost:{running.grpc_port}"
         assert explain.main(["--user", "1", "--item", "i1", "--target", target]) == 2
-    said = 'no signature "explain"; it has: score, serving_default.'
+    said = 'no signature "explain"; it has: joined, serving_default, several, '
     assert said in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfrec_attn
 from tfrec_attn.serve import __main__ as command
+from tfrec_attn.serve import flags as flags_lib
 from tfrec_attn.serve.servable import invalid
 
 
@@ -51,7 +52,8 @@ def test_a_mistake_in_the_configuration_is_one_line(file, tmp_path, capsys):
 
 
 def configured(*flags):
-    return command.configured(command.parser().parse_args(flags))
+    args = command.parser().parse_args(flags)
+    return command.configured(args, flags_lib.loader(args, flags_lib.options(args)))
 
 
 def test_a_label_at_the_start_needs_its_flag(file, toy):

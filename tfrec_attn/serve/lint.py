@@ -26,7 +26,12 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfrec_attn.serve.servable import DEFAULT_SIGNATURE, WARM_UP_FILE, WARM_UP_LIMIT
+from tfrec_attn.serve.servable import (
+    DEFAULT_SIGNATURE,
+    WARM_UP_FILE,
+    WARM_UP_LIMIT,
+    first_line,
+)
 
 TAG = "serve"
 # The automaton of BERT's 30,522 word pieces takes 1.7 MB, of 119,547 multilingual ones 7.
@@ -232,7 +237,7 @@ def _run_faults(path: Path, signatures, requests, loaded) -> Iterator[str]:
                 tensors = {k: tf.constant(v) for k, v in inputs.items()}
                 python = loaded.signatures[name](**tensors)
             except (tf.errors.OpError, ValueError, TypeError) as error:
-                yield f"{where} fails: {str(error).splitlines()[0]}"
+                yield f"{where} fails: {first_line(str(error))}"
                 continue
             sizes = {k: v.shape[0] if v.ndim else 1 for k, v in served.items()}
             if set(sizes.values()) != {len(next(iter(inputs.values())))}:

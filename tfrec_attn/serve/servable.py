@@ -81,10 +81,10 @@ class Servable:
                 tensors.number_of(outputs[output].dtype)
         except tf.errors.OpError as error:
             raise ServingError(
-                _CODES[error.error_code], _first_line(error.message)
+                _CODES[error.error_code], first_line(error.message)
             ) from error
         except (TypeError, ValueError) as error:
-            raise invalid(_first_line(str(error))) from error
+            raise invalid(first_line(str(error))) from error
         return {name: outputs[name] for name in wanted}
 
 
@@ -119,7 +119,7 @@ def _wanted_outputs(definition: meta_graph_pb2.SignatureDef, only: list[str]) ->
     return only or list(definition.outputs)
 
 
-def _first_line(message: str) -> str:
+def first_line(message: str) -> str:
     """An error of the graph without the names of generated nodes and the stack below it."""
     named = re.sub(r"\{\{.*?\}\} ?|\[Op:\w+\]( name: ?\S*)?", "", message.strip())
     lines = [line for line in named.splitlines() if line.strip()]
