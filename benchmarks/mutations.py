@@ -1,6 +1,6 @@
 """Breaks the package's formulas one at a time: each time a test has to turn red.
 
-    python benchmarks/mutations.py             # MINUTES
+    python benchmarks/mutations.py             # about an hour
     python benchmarks/mutations.py --only σ    # those whose description matches
 
 A mutant is a module of the package with one piece of text replaced, see `mutants`, in a
