@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, default=943, help="ids 1 to this are asked (default: 943)")
     add("--k", type=int, default=10, help="items a request (default: 10)")
     add("--batching", action="store_true", help="embed_item, with batching and without")
+    add("--parameters", type=Path, metavar="FILE", help="of batching, instead of its own")
     add("--json", type=Path, metavar="FILE", help="also write the rows there")
     return parser
 
@@ -109,7 +110,7 @@ def with_batching(args: argparse.Namespace) -> list[Row]:
     """Texts embedded over gRPC."""
     rows = []
     with tempfile.NamedTemporaryFile("w", suffix=".pbtxt") as file:
-        file.write(BATCHING)
+        file.write(args.parameters.read_text("utf-8") if args.parameters else BATCHING)
         file.flush()
         batching = ["--enable_batching", f"--batching_parameters_file={file.name}"]
         for path, flags in (("not batched", []), ("batched", batching)):
