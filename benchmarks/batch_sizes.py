@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> None:
     """A line a signature and number of rows."""
     import tensorflow as tf
 
-    from tfrec_attn.serve import saved_model
+    from tfrec_attn.serve.server import saved_model
 
     path = newest(args.model)
     tf.config.threading.set_intra_op_parallelism_threads(args.cores)

@@ -58,7 +58,7 @@ def each(search, queries):
 
 def ours(args) -> dict:
     tf = turns.tensorflow()
-    from tfrec_attn.serve import nearest
+    from tfrec_attn.serve.graph import nearest
 
     vectors, queries = made_up(args.items, args.queries)
     some, asked = halves(queries)

@@ -3,8 +3,7 @@
 import numpy as np
 
 from tfrec_attn import explain
-from tfrec_attn.serve import answers
-from tfrec_attn.serve.client import Recommendation, Recommendations
+from tfrec_attn.serve.client import Recommendation, Recommendations, answers
 
 ITEM = [
     b"item",

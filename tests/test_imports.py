@@ -46,7 +46,12 @@ APART = [
     ("data", "model"),
     ("model", "data"),
     ("serve.server", "model"),
+    ("serve.server", "serve.graph"),
+    ("serve.server", "serve.client"),
     ("serve.client", "model"),
+    ("serve.client", "serve.graph"),
+    ("serve.client", "serve.server"),
+    ("serve.graph", "serve.server"),
     ("serve", "pipeline"),
 ]
 

@@ -65,10 +65,11 @@ def served(key_file, tmp_path_factory):
 
     u3 brings a history: a purchase of an hour ago, and an event without a time.
     """
-    from tfrec_attn.serve import model_server, server
     from tfrec_attn.serve.client import Client
-    from tfrec_attn.serve.logged import LoggedModelServer
-    from tfrec_attn.serve.request_log import RequestLog
+    from tfrec_attn.serve.server import model_server
+    from tfrec_attn.serve.server import sockets as server
+    from tfrec_attn.serve.server.logged import LoggedModelServer
+    from tfrec_attn.serve.server.request_log import RequestLog
 
     place = tmp_path_factory.mktemp("served")
     toys.save_recommender(place / "shop" / "1")

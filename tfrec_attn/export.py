@@ -141,9 +141,10 @@ def served(model, prepared, *, attributes=None, offered=None):
     from tfrec_attn import backbones
     from tfrec_attn.model import bert
     from tfrec_attn.model.tokenizer import WordPiece
-    from tfrec_attn.serve import nearest, parity
-    from tfrec_attn.serve.index import Index
-    from tfrec_attn.serve.served import Served, TextEncoder
+    from tfrec_attn.serve import parity
+    from tfrec_attn.serve.graph import nearest
+    from tfrec_attn.serve.graph.index import Index
+    from tfrec_attn.serve.graph.served import Served, TextEncoder
 
     config = prepared.config
     encoder = None

@@ -7,7 +7,7 @@ import toys
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_attn.serve import lint
-from tfrec_attn.serve.servable import WARM_UP_FILE
+from tfrec_attn.serve.server.servable import WARM_UP_FILE
 
 
 def saved(folder, function, warm_up=True, batch=2, **constants):

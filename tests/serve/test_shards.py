@@ -10,9 +10,9 @@ import shop
 import toys
 
 from tfrec_attn import export, offers
-from tfrec_attn.serve import nearest
 from tfrec_attn.serve.client import Client, ServerError
 from tfrec_attn.serve.export import write
+from tfrec_attn.serve.graph import nearest
 from tfrec_attn.serve.shards import Shards
 
 DOCS = Path(__file__).parents[2] / "docs/exporting.md"

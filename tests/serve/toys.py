@@ -6,7 +6,8 @@ import pathlib
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tfrec_attn.serve import model_server, server
+from tfrec_attn.serve.server import model_server
+from tfrec_attn.serve.server import sockets as server
 
 
 def spec(dtype, *shape):

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from tfrec_attn.serve import flags, log_flags, memory, model_flags
+from tfrec_attn.serve.server import flags, log_flags, memory, model_flags
 
 NAME = "tfrec_attn.serve"
 _log = logging.getLogger(NAME)
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     """Opens the ports, then loads and keeps looking for new versions until told to stop."""
     log = log_flags.log(args)
     # TensorFlow loads here, after the flags were read and checked.
-    from tfrec_attn.serve import server
+    from tfrec_attn.serve.server import sockets as server
 
     memory.give_back()
     options = flags.options(args)
@@ -151,7 +151,13 @@ def configured(args: argparse.Namespace, loader, log=None):
       loader: Whose `of` gives the `load` of a model.
       log: Of the requests; None for none.
     """
-    from tfrec_attn.serve import lifecycle, logged, model_server, saved_model, servable
+    from tfrec_attn.serve.server import (
+        lifecycle,
+        logged,
+        model_server,
+        saved_model,
+        servable,
+    )
 
     saved_model.limit_threads(
         args.tensorflow_intra_op_parallelism, args.tensorflow_inter_op_parallelism
@@ -186,7 +192,7 @@ def configured(args: argparse.Namespace, loader, log=None):
 
 def configuration(args: argparse.Namespace):
     """The configuration in the file, or the one of the folder that is given."""
-    from tfrec_attn.serve import model_config
+    from tfrec_attn.serve.server import model_config
 
     if args.model_config_file:
         return model_config.read(args.model_config_file)
@@ -221,8 +227,8 @@ def watch(models, running, seconds: float, stop: threading.Event) -> None:
 
 def watch_config(models, args: argparse.Namespace, stop: threading.Event) -> None:
     """Reads the configuration file again and again, if asked to, until `stop`."""
-    from tfrec_attn.serve import model_config
-    from tfrec_attn.serve.servable import ServingError
+    from tfrec_attn.serve.server import model_config
+    from tfrec_attn.serve.server.servable import ServingError
 
     seconds, told = args.model_config_file_poll_wait_seconds, ""
     while args.model_config_file and seconds > 0 and not stop.wait(seconds):

@@ -12,9 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfrec_attn.serve.servable import DEFAULT_SIGNATURE as DEFAULT
-from tfrec_attn.serve.servable import WARM_UP_FILE
-from tfrec_attn.serve.served import Served
+from tfrec_attn.serve.graph.served import Served
+from tfrec_attn.serve.server.servable import DEFAULT_SIGNATURE as DEFAULT
+from tfrec_attn.serve.server.servable import WARM_UP_FILE
 
 
 def signatures(served: Served, names: Sequence[str] = ()) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tensorflow.python.framework import kernels
 from tensorflow.python.saved_model import loader_impl
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from tfrec_attn.serve.servable import (
+from tfrec_attn.serve.server.servable import (
     DEFAULT_SIGNATURE,
     WARM_UP_FILE,
     WARM_UP_LIMIT,
