@@ -4,7 +4,9 @@ import json
 import pathlib
 import sys
 
+import grpc
 import pytest
+import trustme
 
 from tfrec_attn import ask
 
@@ -65,6 +67,10 @@ def test_json(where, capsys):
     [
         (["--profile", "age"], "--profile must be COLUMN=VALUE: received 'age'."),
         (["--profile", "agee=3"], "The model does not read user_agee; it reads: "),
+        (
+            ["--header", "secret"],
+            "--header must be NAME=VALUE, as in x-api-key=",
+        ),
         (["--k", "0"], "k must be a whole number of at least 1: received 0."),
         (["--model", "other"], "has no model other ready: Servable not found for request"),
     ],
@@ -104,3 +110,34 @@ def test_a_url_for_grpc_is_told_of_rest(capsys):
     error = capsys.readouterr().err
     assert "--target must be host:port, for gRPC: received 'http://localhost:8501'" in error
     assert "--rest" in error
+
+
+def test_a_server_that_wants_to_know_who_asks(tmp_path, capsys):
+    authority = trustme.CA()
+    server, me = authority.issue_cert("localhost"), authority.issue_cert("me")
+    chain = lambda one: b"".join(blob.bytes() for blob in one.cert_chain_pems)
+    key = lambda one: one.private_key_pem.bytes()
+    root, flags = authority.cert_pem.bytes(), []
+    for flag, pem in {"ca": root, "certificate": chain(me), "key": key(me)}.items():
+        (tmp_path / flag).write_bytes(pem)
+        flags += [f"--{flag}", str(tmp_path / flag)]
+    credentials = grpc.ssl_server_credentials([(key(server), chain(server))], root, True)
+    base = tmp_path / "models/movielens"
+    toys.save_recommender(base / "1")
+    with toys.live(base, "movielens", credentials) as (running, _):
+        asked = ["--user", "1", "--target", f"localhost:{running.grpc_port}"]
+        assert ask.main([*asked, *flags]) == 0
+        assert "i0" in capsys.readouterr().out
+        assert ask.main([*asked, *flags[:2]]) == 2
+        assert "nothing answers gRPC" in capsys.readouterr().err
+
+
+def test_headers():
+    args = ask.parser().parse_args(["--header", "x-api-key=a=b", "--header", "b=c"])
+    assert ask.identity(args) == {"tls": None, "headers": {"x-api-key": "a=b", "b": "c"}}
+
+
+def test_a_certificate_that_is_not_there(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ask.main(["--user", "1", "--ca", "absent.pem"])
+    assert "argument --ca: there is no file 'absent.pem'" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from tfrec_attn.serve.client import Client, Recommendations, ServerError
+from tfrec_attn.serve.client import Client, Recommendations, ServerError, Tls
 
 NAME = "tfrec_attn.ask"
 
@@ -47,6 +49,12 @@ def asking(name: str, description: str | None) -> argparse.ArgumentParser:
     )
     where.add_argument("--rest", metavar="URL", help="ask over REST: http://localhost:8501")
     add("--model", default="movielens", help="default: %(default)s")
+    add("--tls", action="store_true", help="gRPC by TLS; by the roots that are installed")
+    pem = functools.partial(add, type=existing, metavar="PEM")
+    pem("--ca", help="TLS, by this file of roots instead")
+    pem("--certificate", help="our own, for a server that asks (mTLS)")
+    pem("--key", help="of --certificate")
+    add("--header", action="append", default=[], metavar="NAME=VALUE", help="repeat")
     add("--timeout", type=float, default=10.0, help="seconds (default: 10)")
     add("--json", action="store_true", help="print the whole answer as JSON")
     return parser
@@ -75,7 +83,7 @@ def answered(
             )
         # Who types a command would rather be told at once that nothing answers.
         settings = {"protocol": protocol, "timeout": args.timeout, "retry": False}
-        with Client(target, args.model, **settings) as client:
+        with Client(target, args.model, **settings, **identity(args)) as client:
             answer = question(client, args)
     except ServerError as error:
         line = advice(error, target, args.model, bool(args.rest))
@@ -100,16 +108,32 @@ def ask(client: Client, args: argparse.Namespace) -> Recommendations:
     )
 
 
+def existing(path: str) -> str:
+    """A path of the command line, of a file that is there."""
+    if not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {path!r}")
+    return path
+
+
+def identity(args: argparse.Namespace) -> dict[str, Any]:
+    """As whom the server is asked."""
+    files = args.ca, args.certificate, args.key
+    # What is none may be a secret all the same.
+    rule = "--header must be NAME=VALUE, as in x-api-key=secret"
+    headers = dict(pair(text, rule, "a text without =") for text in args.header)
+    return {"tls": Tls(*files) if args.tls or any(files) else None, "headers": headers}
+
+
 def profile(args: argparse.Namespace) -> dict[str, str]:
     """The values of `--profile` by column."""
-    return dict(column(text) for text in args.profile)
+    return dict(pair(text, "--profile must be COLUMN=VALUE") for text in args.profile)
 
 
-def column(text: str) -> tuple[str, str]:
+def pair(text: str, rule: str, shown: str = "") -> tuple[str, str]:
     """Splits `age=30`."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"--profile must be COLUMN=VALUE: received {text!r}.")
+        raise ValueError(f"{rule}: received {shown or repr(text)}.")
     return name, value
 
 

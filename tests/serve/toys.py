@@ -8,6 +8,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from tfrec_attn.serve.server import model_server
 from tfrec_attn.serve.server import sockets as server
+from tfrec_attn.serve.server.options import Options
 
 
 def spec(dtype, *shape):
@@ -215,10 +216,11 @@ def warm_up_with(path: pathlib.Path, *requests, kind: str = "predict_log") -> No
 
 
 @contextlib.contextmanager
-def live(base_path: pathlib.Path, name: str):
+def live(base_path: pathlib.Path, name: str, credentials=None):
     """A server on free ports over one folder; yields it and its models."""
     models = model_server.ModelServer([model_server.Model(name, base_path)])
-    running = server.start(models, "127.0.0.1", 0, 0)
+    options = Options(credentials=credentials)
+    running = server.start(models, "127.0.0.1", 0, 0, options)
     models.poll()
     try:
         yield running, models
