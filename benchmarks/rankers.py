@@ -29,8 +29,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from tfrec_attn import checkpoints, evaluate, fit, metrics, pipeline, report, runs
 from tfrec_attn import config as config_lib
-from tfrec_attn import evaluate, fit, metrics, pipeline, report, runs
+from tfrec_attn.keeper import Keeper
 from tfrec_attn.model.towers import masked_mean
 
 NAME, METRIC = "benchmarks/rankers.py", "ndcg@10"
@@ -215,10 +216,10 @@ def train(run: Path, variant: Variant, out: Path):
     taken = tf.train.Checkpoint(**{part: model.learned[part] for part in towers})
     taken.read(str(retrieval)).expect_partial()
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    fit.weights(model).write(str(out / "checkpoints" / "best-retrieval"))
+    checkpoints.weights(model).write(str(out / "checkpoints" / "best-retrieval"))
     most = config.train.validation_queries
     validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
-    keeper = fit.Keeper(model, validate, out, config.train, "ranking", [])
+    keeper = Keeper(model, validate, out, config.train, "ranking", [])
     fit.run_stage(keeper, prepared.training(), config.train.ranking_epochs)
     keeper.settle()
     return model, prepared

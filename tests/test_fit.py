@@ -8,7 +8,8 @@ import tensorflow as tf
 import tf_keras
 
 from tests.model.test_recommender import RETRIEVAL, build, shop
-from tfrec_attn import config, fit
+from tfrec_attn import checkpoints, config, fit
+from tfrec_attn.keeper import Keeper
 
 
 def settings(**changes):
@@ -58,7 +59,7 @@ def test_training_stops_after_epochs_without_a_better_figure(stopped):
     [([None] * 4, 0), ([9, 9, 9, 9], 0), ([9, 6, 6, 6], 2), ([9, 6, 5, 4], 3)],
 )
 def test_of_a_budget_that_falls_its_end_counts(tmp_path, directions, best):
-    keeper = fit.Keeper(build(), None, tmp_path, settings(), "retrieval", [])
+    keeper = Keeper(build(), None, tmp_path, settings(), "retrieval", [])
     for left, figure in zip(directions, [0.9, 0.3, 0.5, 0.4], strict=True):
         found = {} if left is None else {"directions": left}
         keeper.history.append({"ndcg@10": figure, **found})
@@ -171,7 +172,9 @@ def test_the_scorer_counts_as_much_as_surely_helps_on_the_validation_fold(
     train(model, validate, tmp_path, epochs=1)
     assert model.share == chosen
     again = build()
-    fit.weights(again).read(str(tmp_path / "checkpoints" / "best")).assert_consumed()
+    checkpoints.weights(again).read(
+        str(tmp_path / "checkpoints" / "best")
+    ).assert_consumed()
     assert again.share == chosen
 
 
@@ -183,7 +186,7 @@ def test_what_is_kept_is_the_model_and_no_optimizer(stopped):
     count = len(model.trainable_variables) + 1  # and the share
     assert len([name for name in names if name.endswith("VARIABLE_VALUE")]) == count
     again = build(**RETRIEVAL)
-    fit.weights(again).read(str(out / "checkpoints" / "best")).assert_consumed()
+    checkpoints.weights(again).read(str(out / "checkpoints" / "best")).assert_consumed()
     again.compile(optimizer=tf_keras.optimizers.AdamW(0.5))
     again.optimizer.build(again.trainable_variables)
     assert int(again.optimizer.iterations) == 0

@@ -28,6 +28,8 @@ ROWS = [
     ["layers", "keras3_layers"],
     ["model"],
     ["baselines", "metrics", "optimizers", "plots"],
+    ["checkpoints"],
+    ["keeper"],
     ["fit", "ranking"],
     ["incremental"],
     ["pipeline"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn import evaluate, export, fit, runs, train
+from tfrec_attn import evaluate, export, keeper, runs, train
 
 ITEMS, USERS = 31, 23
 
@@ -54,7 +54,7 @@ def arguments(tables, out, *more, sets=()):
 
 def train_until(done, killing, given):
     """A run that is killed as its epoch after `done` ends."""
-    keep = fit.Keeper.on_epoch_end
+    keep = keeper.Keeper.on_epoch_end
 
     def die(self, epoch, logs=None):
         if len(self.history) == done:
@@ -62,7 +62,7 @@ def train_until(done, killing, given):
         keep(self, epoch, logs)
 
     with killing.context() as patch:
-        patch.setattr(fit.Keeper, "on_epoch_end", die)
+        patch.setattr(keeper.Keeper, "on_epoch_end", die)
         with pytest.raises(KeyboardInterrupt):
             train.main(given)
 

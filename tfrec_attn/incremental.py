@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import tensorflow as tf
 
+from tfrec_attn import checkpoints
 from tfrec_attn import config as config_lib
-from tfrec_attn import fit
 from tfrec_attn.data import catalog
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.data.tables import Tables
@@ -232,7 +232,7 @@ def grow(model, run: Path, out: Path) -> None:
     Raises:
       ValueError: When a weight of the run has no place in the model.
     """
-    kept, place = fit.weights(model), out / "checkpoints"
+    kept, place = checkpoints.weights(model), out / "checkpoints"
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         fresh = tf.train.load_checkpoint(kept.write(f"{folder}/fresh"))
@@ -315,7 +315,7 @@ def begin(model, out: Path) -> None:
         raise ValueError(
             f"{out} was stopped before it had begun: say --from and the tables once more."
         )
-    kept = fit.weights(model)
+    kept = checkpoints.weights(model)
     read = lambda name: kept.read(str(out / "checkpoints" / name)).assert_consumed()
     variables = model.trainable_variables
     read(KNOWN)

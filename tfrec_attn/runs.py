@@ -14,7 +14,7 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import backbones, fit, incremental, pipeline
+from tfrec_attn import backbones, checkpoints, fit, incremental, pipeline
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
@@ -157,7 +157,7 @@ def keep_for_later(model, run: Path, version: Path) -> None:
     place.mkdir(parents=True)
     for name in ("config.toml", "columns.json", incremental.ROWS, incremental.EVENTS):
         shutil.copyfile(run / name, place / name)
-    fit.weights(model).write(str(place / "checkpoints" / "best"))
+    checkpoints.weights(model).write(str(place / "checkpoints" / "best"))
 
 
 def load(run: Path, items: Path | None = None, backbone: Path | None = None):
@@ -254,6 +254,6 @@ def restore(model, run: Path, *, without_bert: bool = False) -> None:
       run: Its folder.
       without_bert: Whether another BERT stands in for the one that was trained.
     """
-    read = fit.weights(model).read(str(run / "checkpoints" / "best"))
+    read = checkpoints.weights(model).read(str(run / "checkpoints" / "best"))
     read.assert_existing_objects_matched() if without_bert else read.assert_consumed()
     model.refresh()
