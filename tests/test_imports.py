@@ -19,7 +19,7 @@ PUBLIC = [
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
-    ["", "arrays", "installed", "keras_binding", "labels", "user_keys"],
+    ["", "arrays", "atomic", "installed", "keras_binding", "labels", "user_keys"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],
     ["config"],
@@ -27,7 +27,7 @@ ROWS = [
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],
     ["layers", "keras3_layers"],
     ["model"],
-    ["baselines", "metrics", "optimizers", "plots"],
+    ["baselines", "metrics", "optimizers", "plots", "preemption"],
     ["checkpoints"],
     ["keeper"],
     ["fit", "ranking"],

@@ -323,6 +323,8 @@ class Train(_Section):
       validation_queries: Queries of the validation fold that `monitor` is measured on,
         drawn where there are more.
       patience: Epochs without a better `monitor` before training stops.
+      checkpoint_steps: Steps of an epoch after which the state is kept, as it is at its end
+        in any case; 0 keeps none within.
       seed: Of weights, order and dropout.
       strategy: `auto` mirrors over all visible devices, `one` uses the first.
     """
@@ -341,6 +343,7 @@ class Train(_Section):
     monitor: str = "ndcg@10"
     validation_queries: Positive = 2000
     patience: Positive = 10
+    checkpoint_steps: int = pydantic.Field(2000, ge=0)
     seed: int = 0
     strategy: Literal["auto", "one", "mirrored"] = "auto"
 

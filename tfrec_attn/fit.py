@@ -17,6 +17,7 @@ from tfrec_attn.data.examples import Examples, make
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model import tuning
 from tfrec_attn.model.recommender import Recommender
+from tfrec_attn.preemption import Preemption
 
 
 def strategy(name: str) -> tf.distribute.Strategy:
@@ -48,6 +49,7 @@ def fit(
     settings: Any,
     out: Path,
     resume: bool = False,
+    preemption: Preemption | None = None,
 ) -> list[dict[str, float]]:
     """Trains until the epochs are over or the validation metric no longer rises.
 
@@ -56,17 +58,21 @@ def fit(
       examples: Of training.
       validate: Gives the metrics of the validation fold by name, of each user.
       settings: See `config.Train`.
-      out: Run folder: `checkpoints/` holds the last and the best state, `history.jsonl` a
-        line an epoch.
+      out: Run folder: `checkpoints/` holds the last states and the best weights,
+        `history.jsonl` a line an epoch.
       resume: Whether to go on from the last state in `out`, where there is one.
+      preemption: What asks for an early end.
 
     Returns:
       The metrics of each epoch; the model then has the weights of the best one.
 
     Raises:
-      ValueError: When `settings.monitor` is no metric of `validate`, or the examples of a
-        step do not fall into `settings.accumulate` equal parts.
-      FloatingPointError: When a loss is not finite; names epoch and batch.
+      ValueError: When `settings.monitor` is no metric of `validate`, the examples of a
+        step do not fall into `settings.accumulate` equal parts, or none of the states can
+        be read.
+      FloatingPointError: When a loss or a weight is not finite; names epoch and batch.
+      OSError: When what is kept cannot be written.
+      Preempted: When `preemption` asked, once the state was kept.
       MemoryError: When a step does not fit into a device's memory; names what to lower.
     """
     history: list[dict[str, Any]] = []
@@ -74,7 +80,7 @@ def fit(
     for stage in turns:
         _check_parts(model, _step_size(model, settings, stage))
     for stage, epochs in turns.items():
-        keeper = Keeper(model, validate, out, settings, stage, history)
+        keeper = Keeper(model, validate, out, settings, stage, history, preemption)
         run_stage(keeper, examples, epochs, resume=resume)
     keeper.settle()
     return history
@@ -121,27 +127,41 @@ def run_stage(
         model.compile(optimizer=optimizer)
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
-    keeper.watch(resume)
-    if keeper.stopped or keeper.done >= epochs:
-        return
-    stream = batches.training(examples, size, seed=settings.seed, epoch=len(keeper.history))
+    keeper.watch(per_epoch, resume)
+    if not keeper.stopped and keeper.done < epochs:
+        _train(keeper, examples, size, epochs)
+    keeper.end()
+
+
+def _train(keeper: Keeper, examples: Examples, size: int, epochs: int) -> None:
+    """The epochs of a stage that are left."""
+    model, live = keeper.recommender, keeper.recommender.trained_bert
+    ranked = tuning.ranked(live.bert) if live else []
+    stream = batches.training(
+        examples,
+        size,
+        seed=keeper.settings.seed,
+        epoch=len(keeper.history),
+        step=keeper.position.step,
+    )
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
     targets = len(examples.targets)
-    with advice_of_memory(keeper.stage, tuned=live is not None):
+    waiting = keeper.preemption.waiting()
+    with waiting, advice_of_memory(keeper.stage, tuned=live is not None):
         model.fit(
             stream.with_options(options),
             epochs=epochs,
             initial_epoch=keeper.done,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=keeper.steps,
             verbose=0,
             callbacks=[
                 StopAtNaN(),
-                *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
+                *([optimizers.Budget(ranked, keeper.steps * epochs)] if ranked else []),
                 keeper,
-                Progress(per_epoch, targets / per_epoch, keeper.stage),
+                Progress(keeper.steps, targets / keeper.steps, keeper.stage),
                 tf_keras.callbacks.TensorBoard(
                     keeper.out / "tensorboard" / keeper.stage, write_graph=False
                 ),
@@ -176,10 +196,13 @@ def advice_of_memory(stage: str, *, tuned: bool) -> Iterator[None]:
 
     Raises:
       MemoryError: Instead of TensorFlow's ResourceExhaustedError.
+      OSError: Where that is of a disk.
     """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
+        if "No space left" in error.message:
+            raise OSError(f"{error.message}: free space, and go on by --resume.") from error
         retrieval = ["train.batch_size", "examples.targets", "loss.negatives"]
         ranking = ["loss.ranked_targets", "loss.easy_negatives", "loss.hard_negatives"]
         lower = {"retrieval": retrieval, "ranking": ranking}.get(stage, retrieval + ranking)
@@ -202,7 +225,8 @@ class StopAtNaN(tf_keras.callbacks.Callback):
         if not math.isfinite(logs["loss"]):
             raise FloatingPointError(
                 f"The loss of epoch {self.epoch + 1}, batch {batch + 1} is {logs['loss']}: "
-                "lower train.learning_rate, or look for values out of range in the tables."
+                "lower train.learning_rate, or look for values out of range in the tables. "
+                "What was kept before is good."
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import tensorflow as tf
 
-from tfrec_attn import checkpoints
+from tfrec_attn import atomic, checkpoints
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.data.catalog import Column
@@ -164,14 +164,17 @@ def identified(tables: Tables) -> pl.DataFrame:
 def keep(tables: Tables, past: Past | None, out: Path) -> None:
     """Writes what a later run needs to go on from this one, and what this one needs of the
     run before it."""
-    rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
-    (out / ROWS).write_text(json.dumps(rows), "utf-8")
-    identified(tables).write_parquet(out / EVENTS)
     (out / OLD).unlink(missing_ok=True)
+    events = identified(tables)
+    kept = {EVENTS: events}
     if past is not None and past.old is not None:
         # Not of those who have left since.
-        still = past.old.join(identified(tables), on=["user", "item", "time"], how="semi")
-        still.write_parquet(out / OLD)
+        kept[OLD] = past.old.join(events, on=["user", "item", "time"], how="semi")
+    for name, table in kept.items():
+        with atomic.replacing(out / name) as partial:
+            table.write_parquet(partial)
+    rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
+    atomic.write(out / ROWS, json.dumps(rows))
 
 
 def base(path: Path) -> Path:
@@ -256,13 +259,20 @@ def grow(model, run: Path, out: Path) -> None:
             values[name] = np.array(values[name])
             values[name][rows] = old.get_tensor(name)
             known[name][rows] = 1
-        for name, tensors in ((START, values), (KNOWN, known)):
-            tf.raw_ops.SaveV2(
-                prefix=str(place / name),
-                tensor_names=list(tensors),
-                shape_and_slices=[""] * len(tensors),
-                tensors=list(tensors.values()),
-            )
+        # What is looked for comes last.
+        for name, tensors in ((KNOWN, known), (START, values)):
+            with checkpoints.named(place / name):
+                tf.raw_ops.SaveV2(
+                    prefix=str(place / name),
+                    tensor_names=list(tensors),
+                    shape_and_slices=[""] * len(tensors),
+                    tensors=list(tensors.values()),
+                )
+
+
+def grown(out: Path) -> bool:
+    """Whether a run has the weights that it begins with."""
+    return (out / "checkpoints" / f"{START}.index").exists()
 
 
 class Origin:
@@ -311,12 +321,14 @@ def begin(model, out: Path) -> None:
     Raises:
       ValueError: When the run was stopped before it had them.
     """
-    if not (out / "checkpoints" / f"{START}.index").exists():
+    if not grown(out):
         raise ValueError(
-            f"{out} was stopped before it had begun: say --from and the tables once more."
+            f"{out} was stopped before it had begun: say --from and the tables once more, "
+            "and --resume."
         )
     kept = checkpoints.weights(model)
-    read = lambda name: kept.read(str(out / "checkpoints" / name)).assert_consumed()
+    place = out / "checkpoints"
+    read = lambda name: checkpoints.read(kept, place / name).assert_consumed()
     variables = model.trainable_variables
     read(KNOWN)
     known = [variable.numpy() for variable in variables]

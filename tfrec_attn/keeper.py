@@ -1,4 +1,9 @@
-"""What is done after each epoch: validation, checkpoints, early stopping."""
+"""What is kept while a model is trained, and where a training goes on.
+
+A state is one checkpoint: weights, optimizer, dropout, meters, the lines of the history.
+Whatever else is written follows from it: what a state names is written before it, what can
+be made of it after it. So there is no moment at which a kill leaves files that disagree.
+"""
 
 import json
 import logging
@@ -9,9 +14,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import metrics, optimizers
-from tfrec_attn.checkpoints import generators, weights
+from tfrec_attn import atomic, checkpoints, metrics, optimizers
+from tfrec_attn.checkpoints import weights
 from tfrec_attn.model import tuning
+from tfrec_attn.preemption import Preempted, Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +26,28 @@ SHARES = (2.0, 1.0, 0.5, 0.25, 0.0)
 
 
 class Keeper(tf_keras.callbacks.Callback):
-    """Validates after each epoch, keeps the last and the best state, stops early.
+    """Validates after each epoch, keeps the last states and the best weights, stops early.
 
     Args:
       model: Of `validate`.
-      validate: See `fit`.
+      validate: See `fit.fit`.
       out: The run's folder.
       settings: See `config.Train`.
       stage: What is trained now.
       history: A line for each epoch of the stages before; this one's are appended.
+      preemption: What asks for an early end.
     """
 
-    def __init__(self, model, validate, out: Path, settings, stage: str, history: list):
+    def __init__(
+        self,
+        model,
+        validate,
+        out: Path,
+        settings,
+        stage: str,
+        history: list,
+        preemption: Preemption | None = None,
+    ):
         super().__init__()
         self.validate, self.out, self.settings = validate, out, settings
         self.monitor, self.patience = settings.monitor, settings.patience
@@ -39,38 +55,66 @@ class Keeper(tf_keras.callbacks.Callback):
         self.before = len(history)
         self.recommender = model
         self.place = out / "checkpoints"
+        self.preemption = preemption or Preemption()
+        self.told: Path | None = None
 
     def begin(self) -> None:
         """Readies the model for the stage: the ranking goes on from the best retrieval."""
         model = self.recommender
         model.stage = self.stage
         if self.stage == "ranking":
-            weights(model).read(str(self.place / "best-retrieval")).assert_consumed()
+            best = self.place / "best-retrieval"
+            checkpoints.read(weights(model), best).assert_consumed()
             model.refresh()
         # Until there is a ranking the retrieval is measured alone.
         model.share.assign(float(self.stage != "retrieval" and model.settings.ranking > 0))
 
-    def watch(self, resume: bool) -> None:
-        """Takes the compiled model, and with `resume` goes on after the stage's last
-        complete epoch, where there is one."""
+    def watch(self, steps: int, resume: bool) -> None:
+        """Takes the compiled model, and with `resume` goes on from the stage's last state,
+        where there is one.
+
+        Args:
+          steps: Of an epoch.
+          resume: Whether to go on.
+
+        Raises:
+          ValueError: When no state can be read that is there.
+        """
         model = self.recommender
-        self.state = tf.train.Checkpoint(
+        self.steps, self.position = steps, checkpoints.Position(self.history)
+        bert = model.learned.get("bert", [])
+        # BERT as it was when it last encoded the texts: within an epoch it has moved on.
+        with tf.device("CPU:0"):
+            self.encoder = [(v, tf.Variable(v, trainable=False)) for v in bert]
+        everything = tf.train.Checkpoint(
             model=model,
-            bert=model.learned.get("bert", []),
+            bert=bert,
+            encoder=[copy for _, copy in self.encoder],
             optimizer=model.optimizer,
-            dropout=generators(model),
+            dropout=checkpoints.generators(model),
+            position=self.position,
         )
-        self.last = tf.train.CheckpointManager(
-            self.state, self.place / self.stage, 1, checkpoint_name="last"
+        self.states = checkpoints.States(everything, self.place / self.stage)
+        if resume and self.states.restore():
+            self._restored()
+            after = f"epoch {self.done}, step {self.position.step} of the next"
+            logger.info("%s: going on after %s", self.stage, after)
+
+    def _restored(self) -> None:
+        stages = [line["stage"] for line in self.history]
+        self.before = (
+            stages.index(self.stage) if self.stage in stages else len(self.history)
         )
-        if not resume or not self.last.latest_checkpoint:
-            return
-        done = int(Path(self.last.latest_checkpoint).name.split("-")[-1])
-        lines = (self.out / "history.jsonl").read_text("utf-8").splitlines()
-        self.history += [json.loads(line) for line in lines[self.before : done]]
-        self.state.restore(self.last.latest_checkpoint).assert_consumed()
-        with optimizers.averaged(model):
+        model = self.recommender
+        # Keras empties the meters as an epoch begins.
+        self.meters = [(v, v.numpy()) for m in model.metrics for v in m.variables]
+        if self.encoder and self.history:
+            moved = [(variable, variable.numpy()) for variable, _ in self.encoder]
+            for variable, copy in self.encoder:
+                variable.assign(copy)
             model.refresh()
+            for variable, value in moved:
+                variable.assign(value)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -85,13 +129,35 @@ class Keeper(tf_keras.callbacks.Callback):
     def stopped(self) -> bool:
         return bool(self.lines) and self.done - 1 - self._best_epoch() >= self.patience
 
-    def _best_epoch(self) -> int:
-        """Where an AdaLoRA is cut, of the epochs with the fewest directions."""
-        directions = [line.get("directions", 0) for line in self.lines]
-        figures = [line[self.monitor] for line in self.lines]
+    def _best_epoch(self, done: int | None = None) -> int:
+        """Of the first epochs of the stage, all by default. Where an AdaLoRA is cut, of
+        those with the fewest directions."""
+        directions = [line.get("directions", 0) for line in self.lines[:done]]
+        figures = [line[self.monitor] for line in self.lines[:done]]
         return int(np.argmax(np.where(directions > np.min(directions), -np.inf, figures)))
 
+    def maybe_load_initial_counters_from_ckpt(self, steps, epoch, mode):
+        """Tells Keras, which asks by this name, at which epoch and step to go on."""
+        self.model._training_state = None
+        return epoch, self.position.step
+
+    def on_train_begin(self, logs=None):
+        self.model._training_state = self
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for variable, value in self.meters if self.position.step else ():
+            variable.assign(value)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step, every = batch + 1, self.settings.checkpoint_steps
+        if step == self.steps:
+            return
+        if self.preemption.asked or (every and step % every == 0):
+            self._require_finite(step)
+            self._save(step)
+
     def on_epoch_end(self, epoch, logs=None):
+        self._require_finite(self.steps)
         # The meters are of the epoch; `logs` may be one replica's.
         line = {"epoch": len(self.history) + 1, "stage": self.stage}
         line |= {f"train_{k}": float(v) for k, v in logs.items()}
@@ -101,6 +167,8 @@ class Keeper(tf_keras.callbacks.Callback):
         with optimizers.averaged(self.recommender):
             if self.stage != "ranking":
                 self.recommender.refresh()
+                for variable, copy in self.encoder:
+                    copy.assign(variable)
             found = metrics.summary(self.validate())
             if self.monitor not in found:
                 raise ValueError(
@@ -110,15 +178,50 @@ class Keeper(tf_keras.callbacks.Callback):
             logs.update({f"val_{name}": value for name, value in found.items()})
             self.history.append({**line, **found})
             if self._best_epoch() == self.done - 1:
-                weights(self.recommender).write(str(self.place / f"best-{self.stage}"))
-                weights(self.recommender).write(str(self.place / "best"))
-        # The line first: a checkpoint without its line could not be resumed from.
-        text = "".join(json.dumps(entry) + "\n" for entry in self.history)
-        partial = self.out / "history.jsonl.partial"
-        partial.write_text(text, "utf-8")
-        partial.replace(self.out / "history.jsonl")
-        self.last.save(checkpoint_number=len(self.history))
+                checkpoints.write(weights(self.recommender), self._best())
+        self._save(0)
         self.model.stop_training = self.stopped
+
+    def _best(self) -> Path:
+        """The best weights of the stage. Their name has the epoch, as a state before the
+        last may have had another best one."""
+        return self.place / self.stage / f"best-{self._best_epoch() + 1}"
+
+    def _forget(self) -> None:
+        """Removes best weights that neither of the states has as its best."""
+        if oldest := self.states.numbers[0] // self.steps:
+            for number in range(1, self._best_epoch(oldest) + 1):
+                checkpoints.remove(self.place / self.stage / f"best-{number}")
+
+    def _require_finite(self, step: int) -> None:
+        """A loss is that of the weights before the step: theirs is looked for here."""
+        for variable in self.model.trainable_variables:
+            if not np.isfinite(tf.reduce_sum(variable)):
+                raise FloatingPointError(
+                    f"{variable.name} is not finite after epoch {self.done + 1}, batch "
+                    f"{step}: lower train.learning_rate. What was kept before is good."
+                )
+
+    def _save(self, step: int) -> None:
+        """Keeps the state after a step of the epoch, 0 for the end of the one before."""
+        self.position.step = step
+        self.states.save(self.done * self.steps + step)
+        self._tell()
+        self._forget()
+        if self.preemption.asked:
+            raise Preempted
+
+    def _tell(self) -> None:
+        """Writes what follows from the state."""
+        lines = "".join(json.dumps(line) + "\n" for line in self.history)
+        atomic.write(self.out / "history.jsonl", lines)
+        if self.lines and self.told != (best := self._best()):
+            checkpoints.copy(best, self.place / "best")
+            self.told = best
+
+    def end(self) -> None:
+        """Gives the stage's best weights the name by which others take them."""
+        checkpoints.copy(self._best(), self.place / f"best-{self.stage}")
 
     def settle(self) -> None:
         """Takes the best epoch's weights, and chooses how much the scorer's score counts:
@@ -131,7 +234,7 @@ class Keeper(tf_keras.callbacks.Callback):
         """
         model, found = self.recommender, {}
         kept = weights(model)
-        kept.read(str(self.place / f"best-{self.stage}")).assert_consumed()
+        checkpoints.read(kept, self.place / f"best-{self.stage}").assert_consumed()
         model.refresh()
         for share in SHARES if model.settings.ranking else ():
             model.share.assign(share)
@@ -140,6 +243,7 @@ class Keeper(tf_keras.callbacks.Callback):
         sure = [s for s, g in gains.items() if g.mean() > g.std() / len(g) ** 0.5]
         share = max(sure, key=lambda s: gains[s].mean(), default=0.0)
         model.share.assign(share)
-        kept.write(str(self.place / "best"))
+        self._tell()
+        checkpoints.write(kept, self.place / "best")
         tried = ", ".join(f"{s:g}: {values.mean():.4f}" for s, values in found.items())
         logger.info("share of the scorer: %g (%s)", share, tried or "not trained")

@@ -7,6 +7,8 @@ files that it names, so that `evaluate` and `export` see what `train` saw.
 import contextlib
 import dataclasses
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import backbones, incremental
+from tfrec_attn import atomic, backbones, incremental
 from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, splits, tables
@@ -277,15 +279,16 @@ def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
     """
     weights = backbones.fingerprint(folder)
     if cache is not None and cache.exists():
-        with np.load(cache) as kept:
-            if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
-                return kept["hidden"]
+        try:
+            with np.load(cache) as kept:
+                if str(kept.get("weights")) == weights and np.array_equal(kept["ids"], ids):
+                    return kept["hidden"]
+        except (EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s cannot be read (%s): encoding anew", cache, error)
     hidden = texts.states(bert_lib.load(folder), ids)
     if cache is not None:
-        # Written beside and renamed: a run that is killed leaves no half of a file.
-        partial = cache.with_name(f"partial-{cache.name}")
-        np.savez(partial, ids=ids, hidden=hidden, weights=weights)
-        partial.replace(cache)
+        with atomic.replacing(cache) as partial:
+            np.savez(partial, ids=ids, hidden=hidden, weights=weights)
     return hidden
 
 

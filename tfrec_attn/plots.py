@@ -7,6 +7,8 @@ from typing import Any
 
 import matplotlib
 
+from tfrec_attn import atomic
+
 
 def learning_curves(history: Sequence[dict], path: Path) -> None:
     """Training losses above, validation metrics below, over epochs."""
@@ -27,7 +29,8 @@ def learning_curves(history: Sequence[dict], path: Path) -> None:
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with atomic.replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
     plt.close(figure)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import backbones, checkpoints, fit, incremental, pipeline
+from tfrec_attn import atomic, backbones, checkpoints, fit, incremental, pipeline
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
@@ -38,19 +38,29 @@ def claim(out: Path, *, resume: bool) -> bool:
     """Makes the run folder; True where it holds a training that is to go on.
 
     Raises:
-      ValueError: When it holds a training and `resume` is False, or is no folder.
+      ValueError: When it holds a training and `resume` is False, holds one without its
+        settings, or is no folder.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out names a folder: {out} is a file.")
-    begun = (out / "history.jsonl").exists()
-    if begun and not resume:
+    trained = (out / "history.jsonl").exists() or any(out.glob("checkpoints/*/last-*"))
+    if trained and not resume:
         raise ValueError(
             f"{out} holds a training already. Go on with it by --resume, name another "
             "folder by --out, or remove this one."
         )
+    # Of what `begin` writes, the last.
+    whole = (out / "config.toml").exists()
+    if trained and not whole:
+        raise ValueError(
+            f"{out} holds a training whose config.toml is missing: put it back, or name "
+            "another folder by --out."
+        )
+    begun = whole and resume
     if resume and not begun:
-        logger.info("%s: no full epoch to go on after, the training begins", out)
+        logger.info("%s: nothing to go on with, the training begins", out)
     out.mkdir(parents=True, exist_ok=True)
+    atomic.sweep(out)
     return begun
 
 
@@ -102,10 +112,14 @@ def fingerprint(prepared: pipeline.Prepared) -> str:
 
 
 def begin(out: Path, prepared: pipeline.Prepared) -> None:
-    """Writes what the run stands on: config, schema, learned columns, rows, environment."""
+    """Writes what the run stands on: schema, learned columns, rows, environment, and at
+    the end the config, by which the run is one."""
+    (out / "config.toml").unlink(missing_ok=True)
+    (out / "metrics.json").unlink(missing_ok=True)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    incremental.keep(prepared.tables, prepared.past, out)
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    (out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
-    (out / "schema.toml").write_text(prepared.tables.schema.to_toml(), "utf-8")
+    atomic.write(out / "schema.toml", prepared.tables.schema.to_toml())
     write_json(
         out / "columns.json",
         {
@@ -114,7 +128,6 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
             "tables": fingerprint(prepared),
         },
     )
-    incremental.keep(prepared.tables, prepared.past, out)
     write_json(
         out / "environment.json",
         {
@@ -123,13 +136,12 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
             "packages": {name: metadata.version(name) for name in PACKAGES},
         },
     )
+    atomic.write(out / "config.toml", tomli_w.dumps(plain))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a temporary file and renames it: a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    partial.replace(path)
+    """Writes a JSON file, of which a reader never sees half."""
+    atomic.write(path, json.dumps(value, indent=2) + "\n")
 
 
 def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
@@ -137,15 +149,17 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
     differs from the backbone, and `bert/`, a whole BERT folder, where one can say the same.
     """
     delta = tuning.delta(bert)
-    safetensors.save_file(delta, out / "bert-delta.safetensors")
+    with atomic.replacing(out / "bert-delta.safetensors") as partial:
+        safetensors.save_file(delta, partial)
     if not tuning.can_merge(bert):
         return
     merged = pipeline.tuned(prepared.config)
     tuning.apply(merged, delta)
     tuning.merge(merged)
-    bert_lib.save(
-        merged, out / "bert", like=backbones.backbone(prepared.config.text.backbone)
-    )
+    partial, like = out / f"{atomic.PARTIAL}bert", prepared.config.text.backbone
+    bert_lib.save(merged, partial, like=backbones.backbone(like))
+    shutil.rmtree(out / "bert", ignore_errors=True)
+    partial.rename(out / "bert")
 
 
 def keep_for_later(model, run: Path, version: Path) -> None:
@@ -254,6 +268,6 @@ def restore(model, run: Path, *, without_bert: bool = False) -> None:
       run: Its folder.
       without_bert: Whether another BERT stands in for the one that was trained.
     """
-    read = checkpoints.weights(model).read(str(run / "checkpoints" / "best"))
+    read = checkpoints.read(checkpoints.weights(model), run / "checkpoints" / "best")
     read.assert_existing_objects_matched() if without_bert else read.assert_consumed()
     model.refresh()

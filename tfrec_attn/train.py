@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 from tfrec_attn import config as config_lib
+from tfrec_attn.preemption import Preempted, Preemption
 
 logger = logging.getLogger("tfrec_attn.train")
+
+STOPPED = "stopped. --resume goes on after the last state that was kept."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--resume",
         action="store_true",
-        help="go on after the last full epoch; alone with --out, by that run's config",
+        help="go on after the last state; alone with --out, by that run's config",
     )
     return p
 
@@ -56,6 +59,11 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         )
     if args.resume and not (path or args.items or args.interactions):
         path = Path(args.out) / "config.toml"
+        if not (path.exists() or args.base):
+            raise ValueError(
+                f"{args.out} holds no run to go on with, as {path.name} is missing: give "
+                "the tables or the config beside --resume, as at first."
+            )
     flags = {
         "data.items": args.items,
         "data.users": args.users,
@@ -81,6 +89,7 @@ def run(
     *,
     resume: bool = False,
     base: Path | None = None,
+    preemption: Preemption | None = None,
 ) -> dict:
     """Trains, evaluates on the test fold once, and writes all of it to `out`.
 
@@ -89,6 +98,7 @@ def run(
       out: Run folder.
       resume: Whether to go on with the training that `out` holds.
       base: A run or a version to go on from.
+      preemption: What asks for an early end.
 
     Raises:
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
@@ -97,13 +107,11 @@ def run(
     from tfrec_attn import evaluate, fit, incremental, metrics, pipeline, plots, runs
 
     begun = runs.claim(out, resume=resume)
-    past = None
-    if base and not begun:
+    past = incremental.Past.of(out) if begun else None
+    if base and not (begun and incremental.grown(out)):
         base = incremental.base(base)
         incremental.require_same_shape(base, config)
-        past = incremental.Past.of(base, grows=True)
-    elif begun or (resume and (out / incremental.OLD).exists()):
-        past = incremental.Past.of(out)
+        past = past or incremental.Past.of(base, grows=True)
     prepared = pipeline.prepare(config, out, past)
     if begun:
         runs.require_same(out, prepared)
@@ -124,7 +132,7 @@ def run(
     with strategy.scope():
         model = pipeline.build(prepared, config.train.precision)
     model.warm_up()
-    if base and not begun:
+    if base and not incremental.grown(out):
         incremental.grow(model, base, out)
     if prepared.old is not None:
         incremental.begin(model, out)
@@ -140,7 +148,13 @@ def run(
         "before training: %s %.4f", config.train.monitor, untrained[config.train.monitor]
     )
     history = fit.fit(
-        model, prepared.training(), validate, settings=config.train, out=out, resume=resume
+        model,
+        prepared.training(),
+        validate,
+        settings=config.train,
+        out=out,
+        resume=resume,
+        preemption=preemption,
     )
     if model.live:
         runs.keep_bert(out, prepared, model.live.bert)
@@ -164,8 +178,19 @@ def main(argv=None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
+    preemption = Preemption()
     try:
-        result = run(settings(args), Path(args.out), resume=args.resume, base=args.base)
+        with preemption:
+            result = run(
+                settings(args),
+                Path(args.out),
+                resume=args.resume,
+                base=args.base,
+                preemption=preemption,
+            )
+    except Preempted:
+        print(f"\ntfrec_attn.train: SIGTERM: {STOPPED}", file=sys.stderr)
+        return 0
     except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         message = str(error)
         if isinstance(error, OSError) and error.strerror:
@@ -180,6 +205,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        stopped = "stopped. --resume goes on after the last full epoch."
-        print(f"\ntfrec_attn.train: {stopped}", file=sys.stderr)
+        print(f"\ntfrec_attn.train: {STOPPED}", file=sys.stderr)
         sys.exit(130)

@@ -65,7 +65,7 @@ def steps(examples: Examples, batch_size: int) -> int:
 
 
 def training(
-    examples: Examples, batch_size: int, *, seed: int, epoch: int = 0
+    examples: Examples, batch_size: int, *, seed: int, epoch: int = 0, step: int = 0
 ) -> tf.data.Dataset:
     """An endless stream of shuffled batches of one static shape.
 
@@ -78,13 +78,15 @@ def training(
       batch_size: B, over all replicas.
       seed: Of the order.
       epoch: The first one to give.
+      step: How many of its batches to leave out; they are not made.
     """
 
     def index() -> Iterator[np.ndarray]:
         for turn in range(epoch, np.iinfo(np.int32).max):
             order = np.random.default_rng((seed, turn)).permutation(len(examples))
             pad = steps(examples, batch_size) * batch_size - len(examples)
-            yield from np.append(order, np.full(pad, -1)).reshape(-1, batch_size)
+            rows = np.append(order, np.full(pad, -1)).reshape(-1, batch_size)
+            yield from rows[step if turn == epoch else 0 :]
 
     spec = {
         name: tf.TensorSpec((batch_size, *value.shape[1:]), value.dtype)

@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all, whenever the program is killed."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+# Of what is being written. In front, as a suffix often says what a file is.
+PARTIAL = "partial-"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which takes its place once it is written.
+
+    Raises:
+      OSError: When it cannot be written; names `path`, which stays as it was.
+    """
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        # Of a full disk half of it would take the last room.
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a text file. See `replacing` for what is raised."""
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed program had begun to write in a folder."""
+    for found in sorted(folder.rglob(PARTIAL + "*"), reverse=True):
+        if found.is_dir():
+            shutil.rmtree(found)
+        else:
+            found.unlink()
