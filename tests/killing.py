@@ -1,9 +1,19 @@
-"""A kill without a process: what is raised here nobody expects, and nothing cleans up."""
+"""Kills at a moment that is known, and what is asked of a run after them.
+
+    python -m tests.killing SIGKILL 14 --out runs/a …
+
+trains by the arguments behind, and has a signal as step 14 ends.
+"""
 
 import contextlib
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -35,3 +45,51 @@ def dying(owner: Any, name: str, at: int = 1, *, after: bool = False) -> Iterato
         patch.setattr(owner, name, deadly)
         with contextlib.suppress(Killed):
             yield died
+
+
+@contextlib.contextmanager
+def signalled(name: str, step: int) -> Iterator[None]:
+    """Within, a training has a signal as a step ends, counted over the epochs."""
+    from tfrec_attn.keeper import Keeper
+
+    ended, steps = Keeper.on_train_batch_end, []
+
+    def end(self, batch, logs=None):
+        steps.append(batch)
+        if len(steps) == step:
+            os.kill(os.getpid(), getattr(signal, name))
+        ended(self, batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "on_train_batch_end", end)
+        yield
+
+
+def require_same_weights(run: Path, other: Path) -> None:
+    """Of what two runs have kept as the best, bit for bit."""
+    names = [
+        {file.stem for file in (out / "checkpoints").glob("best*.index")}
+        for out in (run, other)
+    ]
+    assert names[0] == names[1] > set()
+    for name in names[0]:
+        one, two = (_content(out / "checkpoints" / name) for out in (run, other))
+        assert one.keys() == two.keys()
+        for tensor, value in one.items():
+            np.testing.assert_array_equal(value, two[tensor])
+
+
+def _content(prefix: Path) -> dict[str, np.ndarray]:
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(prefix))
+    names = reader.get_variable_to_shape_map()
+    # The graph of the objects lists them in an order of its own.
+    return {name: reader.get_tensor(name) for name in names if "OBJECT" not in name}
+
+
+if __name__ == "__main__":
+    from tfrec_attn import train
+
+    with signalled(sys.argv[1], int(sys.argv[2])):
+        sys.exit(train.main(sys.argv[3:]))

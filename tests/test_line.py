@@ -1,11 +1,16 @@
 """From tables to answers, on a small shop made here."""
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import killing
 from tfrec_attn import evaluate, export, keeper, runs, train
 
 ITEMS, USERS = 31, 23
@@ -101,15 +106,33 @@ def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     check_same_history(tmp_path, run)
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    run, tables, tmp_path, monkeypatch, done
-):
-    """In the first stage, between the two, and in the second."""
-    train_until(done, monkeypatch, arguments(tables, tmp_path))
-    assert len(history(tmp_path)) == done
-    assert train.main(arguments(tables, tmp_path, "--resume")) == 0
-    check_same_history(tmp_path, run)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path):
+    """Within the second of the retrieval's epochs of nine steps, with no warning."""
+    given = arguments(tables, tmp_path, sets=["train.checkpoint_steps=4"])
+    command = [sys.executable, "-m", "tests.killing", "SIGKILL", "15", *given]
+    root = Path(__file__).parents[1]
+    killed = subprocess.run(command, cwd=root, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(history(tmp_path)) == 1
+    states = (tmp_path / "checkpoints" / "retrieval").glob("last-*.index")
+    assert {state.stem for state in states} == {"last-9", "last-13"}
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
+    assert history(tmp_path) == history(run)
+    killing.require_same_weights(tmp_path, run)
+
+
+def test_a_run_that_is_asked_to_end_keeps_its_state(run, tables, tmp_path, capsys):
+    """In the second epoch of the ranking, which has one step an epoch."""
+    with killing.signalled("SIGTERM", 20):
+        assert train.main(arguments(tables, tmp_path)) == 0
+    out, err = capsys.readouterr()
+    assert not out
+    assert "SIGTERM: stopped. --resume goes on after the last state" in err
+    assert len(history(tmp_path)) == 4
+    assert not (tmp_path / "metrics.json").exists()
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 0
+    assert history(tmp_path) == history(run)
+    killing.require_same_weights(tmp_path, run)
 
 
 def test_two_replicas_train(tables, tmp_path):

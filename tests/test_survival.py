@@ -1,0 +1,86 @@
+"""A run that is killed, whenever it is, ends as one that is not: bit for bit."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import test_line
+from tests.killing import dying, require_same_weights
+from tests.model import test_recommender
+from tests.model.test_recommender import RETRIEVAL, shop
+from tests.test_fit import settings, values
+from tfrec_attn import atomic, checkpoints, fit, keeper
+
+KEEP, STATES = keeper.Keeper, checkpoints.States
+BATCH, REPLACE = "on_train_batch_end", (Path, "replace")
+
+
+def weighed(model):
+    """A validation whose figure any bit of any weight changes, so that resumed runs agree
+    about the best epoch only if they agree about all weights."""
+
+    def validate():
+        total = 0
+        for value in [*values(model), model.share.numpy()]:
+            total = zlib.crc32(value.tobytes(), total)
+        return {"ndcg@10": np.random.default_rng(total).random(9)}
+
+    return validate
+
+
+def trained(out, model, *, resume=False, **changes):
+    given = {"batch_size": 4, "epochs": 2, "checkpoint_steps": 2, **changes}
+    return fit.fit(
+        model,
+        shop()[0],
+        weighed(model),
+        settings=settings(**given),
+        out=out,
+        resume=resume,
+    )
+
+
+# In turn: what a run is doing as it is killed; then it goes on, and is killed again.
+IN_A_STAGE = {
+    "a step after a state": (KEEP, BATCH, 3),
+    "between the best weights and the state": (STATES, "save", 1),
+    "between a state and the history": (atomic, "write", 1),
+    "a step of a later epoch": (KEEP, BATCH, 3),
+}
+BETWEEN_STAGES = {
+    "the best weights of the retrieval": (KEEP, "end", 1),
+    "the choice of the share": (KEEP, "settle", 1),
+    "the writing of what is served": (*REPLACE, 7),
+}
+TWO_STAGES = {"epochs": 1, "ranking_epochs": 1}
+
+
+@pytest.mark.parametrize(
+    ("moments", "loss", "given"),
+    [
+        (IN_A_STAGE, RETRIEVAL, {}),
+        (BETWEEN_STAGES, {"ranked_targets": 8}, TWO_STAGES),
+    ],
+    ids=["in a stage", "between stages"],
+)
+def test_killed_again_and_again_it_ends_with_the_same_weights(
+    tmp_path, monkeypatch, moments, loss, given
+):
+    monkeypatch.setattr(test_recommender, "STRATEGY", fit.strategy("one"))
+    make = lambda: test_recommender.build(**loss)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    wanted = trained(whole, make(), **given)
+    came = []
+    for name, moment in moments.items():
+        with dying(*moment) as died:
+            trained(out, make(), resume=True, **given)
+        came += [name] if died else []
+    assert trained(out, make(), resume=True, **given) == wanted
+    assert came == list(moments)
+    assert test_line.history(out) == test_line.history(whole) == wanted
+    require_same_weights(out, whole)
+    atomic.sweep(out)
+    files = lambda one: {path.relative_to(one) for path in one.glob("checkpoints/**/*")}
+    assert files(out) == files(whole)
