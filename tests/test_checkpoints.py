@@ -109,8 +109,8 @@ FULL = tf.errors.ResourceExhaustedError(None, None, "best_temp; No space left on
 @pytest.mark.parametrize(
     ("error", "way"),
     [
-        (FULL, "Free space on its disk, and go on by --resume"),
-        (OSError(errno.ENOSPC, "No space left on device"), "Free space on its disk"),
+        (FULL, ": No space left on device. Free space there, and go on by --resume"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Free space there"),
         (tf.errors.UnknownError(None, None, "Input/output error"), "Look at its disk"),
     ],
 )

@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 import tensorflow as tf
 
-from tests import test_line
+from tests import killing, test_line
 from tests.worded import arguments
 from tfrec_attn import evaluate, export, incremental, pipeline, runs, train
 from tfrec_attn.data import splits, tables
+from tfrec_attn.keeper import Keeper
 
 ROW = {"user": pl.Int32, "item": pl.Int32}
 SETS = ("bert.tuning=lora", "split.name=global-time", "model.user_id=true")
@@ -213,17 +214,29 @@ def test_two_replicas_go_on(base, today, tmp_path):
     assert np.isfinite(strayed(tmp_path))
 
 
-@pytest.mark.parametrize("done", [0, 1])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    base, today, gone_on, tmp_path, monkeypatch, done
-):
-    """Without the model that it began with, and where it was killed in its first epoch with
-    texts that are encoded already."""
-    test_line.train_until(
-        done, monkeypatch, command(base, today, tmp_path, "train.pull=0.5")
-    )
+def test_a_killed_run_goes_on_as_if_it_had_not_been(base, today, gone_on, tmp_path):
+    """Without the model that it began with, within its first epoch."""
+    sets = "train.pull=0.5", "train.checkpoint_steps=1"
+    with killing.dying(Keeper, "on_train_batch_end", 2) as died:
+        train.main(command(base, today, tmp_path, *sets))
+    assert died
     assert train.main(["--out", str(tmp_path), "--resume"]) == 0
-    test_line.check_same_history(tmp_path, gone_on)
+    assert test_line.history(tmp_path) == test_line.history(gone_on)
+    killing.require_same_weights(tmp_path, gone_on)
+
+
+def test_killed_before_it_has_its_weights_it_takes_them(
+    base, today, gone_on, tmp_path, capsys
+):
+    """Between the two files that they are in."""
+    given = command(base, today, tmp_path, "train.pull=0.5")
+    with killing.dying(incremental.tf.raw_ops, "SaveV2", 2) as died:
+        train.main(given)
+    assert died
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 2
+    assert "was stopped before it had begun: say --from" in capsys.readouterr().err
+    assert train.main([*given, "--resume"]) == 0
+    assert test_line.history(tmp_path) == test_line.history(gone_on)
 
 
 def test_users_without_weights_may_leave():

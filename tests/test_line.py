@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests import killing
-from tfrec_attn import evaluate, export, keeper, runs, train
+from tfrec_attn import evaluate, export, runs, train
 
 ITEMS, USERS = 31, 23
 
@@ -57,28 +57,6 @@ def arguments(tables, out, *more, sets=()):
     return [*paths, "--out", str(out), *given, *more]
 
 
-def train_until(done, killing, given):
-    """A run that is killed as its epoch after `done` ends."""
-    keep = keeper.Keeper.on_epoch_end
-
-    def die(self, epoch, logs=None):
-        if len(self.history) == done:
-            raise KeyboardInterrupt
-        keep(self, epoch, logs)
-
-    with killing.context() as patch:
-        patch.setattr(keeper.Keeper, "on_epoch_end", die)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(given)
-
-
-def check_same_history(found, wanted):
-    """Sums may differ in their last bit; a state that is not restored differs by 1e-4."""
-    for one, other in zip(history(found), history(wanted), strict=True):
-        assert one.pop("stage") == other.pop("stage")
-        assert one == pytest.approx(other, rel=1e-5)
-
-
 @pytest.fixture(scope="module")
 def run(tables, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
@@ -103,7 +81,8 @@ def test_a_run_holds_what_it_was(run):
 
 def test_the_same_seed_gives_the_same_run(run, tables, tmp_path):
     assert train.main(arguments(tables, tmp_path)) == 0
-    check_same_history(tmp_path, run)
+    assert history(tmp_path) == history(run)
+    killing.require_same_weights(tmp_path, run)
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(run, tables, tmp_path):

@@ -1,9 +1,11 @@
 """What a user can do wrong at the command, and the words that come back."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from tests import killing
 from tfrec_attn import config as config_lib
 from tfrec_attn import pipeline, runs, train
 
@@ -104,6 +106,57 @@ def test_a_changed_feature_is_a_changed_table(tables, begun, capsys):
     (begun / "checkpoints" / "best.index").touch()
     with pytest.raises(ValueError, match="The tables are not those that"):
         runs.load(begun)
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_run_that_is_killed_as_it_begins_is_none_yet(tables, at):
+    """The config comes last: what a resumed run reads is whole."""
+    config = config_lib.load(overrides=overrides(tables))
+    out, other = tables / "run", tables / "other"
+    for place in (out, other):
+        runs.claim(place, resume=False)
+        prepared = pipeline.prepare(config, place)
+        with killing.dying(Path, "replace", at if place == out else 0) as died:
+            runs.begin(place, prepared)
+        if place == out:
+            assert runs.claim(out, resume=True) == (not died)
+            assert bool(died) == (at < 7)
+            runs.begin(out, prepared)
+    one, two = ({f.relative_to(p): c for f, c in files(p).items()} for p in (out, other))
+    assert one == two
+    assert runs.claim(out, resume=True)
+
+
+def test_weights_of_another_attempt_are_not_taken(begun):
+    (begun / "history.jsonl").unlink()
+    (begun / "checkpoints").mkdir()
+    (begun / "checkpoints" / "start.index").touch()
+    assert not runs.claim(begun, resume=False)
+    config = config_lib.load(begun / "config.toml")
+    runs.begin(begun, pipeline.prepare(config))
+    assert not (begun / "checkpoints").exists()
+
+
+def test_a_state_within_the_first_epoch_is_a_training(tables, begun, capsys):
+    (begun / "history.jsonl").unlink()
+    (begun / "checkpoints" / "retrieval").mkdir(parents=True)
+    (begun / "checkpoints" / "retrieval" / "last-3.index").touch()
+    assert call(tables, begun) == 2
+    assert "holds a training already" in capsys.readouterr().err
+
+
+def test_a_training_without_its_settings_is_left_alone(tables, begun, capsys):
+    (begun / "config.toml").unlink()
+    before = files(begun)
+    given = "--resume", "--items", str(tables / "items.csv")
+    assert call(tables, begun, *given) == 2
+    assert "whose config.toml is missing: put it back" in capsys.readouterr().err
+    assert files(begun) == before
+
+
+def test_resume_alone_needs_a_run(tmp_path, capsys):
+    assert train.main(["--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "holds no run to go on with, as config.toml is mis" in capsys.readouterr().err
 
 
 def test_resume_alone_reads_the_config_of_the_run(begun):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,11 +103,9 @@ def named(prefix: Path) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError) as error:
         atomic.sweep(prefix.parent)
-        why = str(error).splitlines()[0]
-        full = isinstance(error, tf.errors.ResourceExhaustedError) or (
-            getattr(error, "errno", None) == errno.ENOSPC
-        )
-        way = "Free space on its disk" if full else "Look at its disk"
+        why, way = str(error).splitlines()[0], "Look at its disk"
+        if (full := os.strerror(errno.ENOSPC)) in why:
+            why, way = full, "Free space there"
         raise OSError(
             f"{prefix} could not be written: {why}. {way}, and go on by --resume after the "
             "last state that was kept."

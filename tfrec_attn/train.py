@@ -59,9 +59,11 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         )
     if args.resume and not (path or args.items or args.interactions):
         path = Path(args.out) / "config.toml"
-        if not (path.exists() or args.base):
+        if not path.exists():
+            path = None
+        if not (path or args.base or args.set):
             raise ValueError(
-                f"{args.out} holds no run to go on with, as {path.name} is missing: give "
+                f"{args.out} holds no run to go on with, as config.toml is missing: give "
                 "the tables or the config beside --resume, as at first."
             )
     flags = {

@@ -84,6 +84,14 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert epochs(3, seed=2) != first
 
 
+def test_an_epoch_that_was_begun_goes_on_where_it_was():
+    stream = lambda **begin: batches.training(made(), 3, seed=1, **begin).take(4)
+    times = lambda **begin: [b["target_time"].numpy().tolist() for b in stream(**begin)]
+    whole = times(epoch=2)
+    assert times(epoch=2, step=1)[:3] == whole[1:]
+    assert whole[0] != whole[2]
+
+
 @pytest.mark.parametrize(("size", "steps"), [(1, 6), (3, 2), (4, 2), (6, 1), (100, 1)])
 def test_a_batch_has_one_static_shape_and_the_last_is_filled_up(size, steps):
     cut = made(count=1)
