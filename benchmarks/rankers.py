@@ -221,6 +221,7 @@ def train(run: Path, variant: Variant, out: Path):
     validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
     keeper = Keeper(model, validate, out, config.train, "ranking", [])
     fit.run_stage(keeper, prepared.training(), config.train.ranking_epochs)
+    keeper.end()
     keeper.settle()
     return model, prepared
 

@@ -1,17 +1,20 @@
 """A run that is killed, whenever it is, ends as one that is not: bit for bit."""
 
+import os
+import signal
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import test_line
 from tests.killing import dying, require_same_weights
 from tests.model import test_recommender
 from tests.model.test_recommender import RETRIEVAL, shop
 from tests.test_fit import settings, values
-from tfrec_attn import atomic, checkpoints, fit, keeper
+from tfrec_attn import atomic, checkpoints, fit, keeper, preemption
 
 KEEP, STATES = keeper.Keeper, checkpoints.States
 BATCH, REPLACE = "on_train_batch_end", (Path, "replace")
@@ -84,3 +87,54 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(
     atomic.sweep(out)
     files = lambda one: {path.relative_to(one) for path in one.glob("checkpoints/**/*")}
     assert files(out) == files(whole)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+    """A loss is of the weights before its step: that of the last one is finite still."""
+    model = test_recommender.build(**RETRIEVAL)
+    ended = KEEP.on_train_batch_end
+
+    def poison(self, batch, logs=None):
+        if batch == 3:
+            model.retrieval.log_scale.assign(np.nan)
+        ended(self, batch, logs)
+
+    monkeypatch.setattr(KEEP, "on_train_batch_end", poison)
+    with pytest.raises(
+        FloatingPointError, match=r"log_scale.* is not finite after epoch 1, batch 4: lower"
+    ):
+        trained(tmp_path, model)
+    assert [file.stem for file in tmp_path.rglob("*.index")] == ["last-2"]
+    (file,) = tmp_path.rglob("last-2.index")
+    scale = "model/retrieval/log_scale/.ATTRIBUTES/VARIABLE_VALUE"
+    assert np.isfinite(tf.train.load_variable(str(file.with_suffix("")), scale))
+
+
+def test_a_full_disk_is_no_short_memory(tmp_path, monkeypatch):
+    def full(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, "file; No space left on device")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", full)
+    with pytest.raises(OSError, match="best-1 could not be written: No space left on dev"):
+        trained(tmp_path, test_recommender.build(**RETRIEVAL), checkpoint_steps=0, epochs=1)
+    for error in (OSError, MemoryError):
+        text = {OSError: "No space left on device", MemoryError: "allocating"}[error]
+        raised = tf.errors.ResourceExhaustedError(None, None, text)
+        with pytest.raises(error), fit.advice_of_memory("both", tuned=False):
+            raise raised
+
+
+def test_sigterm_ends_at_once_or_waits_for_a_state():
+    asking = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.Preemption() as asked:
+        with pytest.raises(preemption.Preempted):
+            asking()
+        assert asked.asked
+    with preemption.Preemption() as asked:
+        with asked.waiting():
+            asking()
+            assert asked.asked
+        with pytest.raises(preemption.Preempted):
+            asking()
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -82,6 +82,7 @@ def fit(
     for stage, epochs in turns.items():
         keeper = Keeper(model, validate, out, settings, stage, history, preemption)
         run_stage(keeper, examples, epochs, resume=resume)
+        keeper.end()
     keeper.settle()
     return history
 
@@ -128,40 +129,28 @@ def run_stage(
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
     keeper.watch(per_epoch, resume)
-    if not keeper.stopped and keeper.done < epochs:
-        _train(keeper, examples, size, epochs)
-    keeper.end()
-
-
-def _train(keeper: Keeper, examples: Examples, size: int, epochs: int) -> None:
-    """The epochs of a stage that are left."""
-    model, live = keeper.recommender, keeper.recommender.trained_bert
-    ranked = tuning.ranked(live.bert) if live else []
-    stream = batches.training(
-        examples,
-        size,
-        seed=keeper.settings.seed,
-        epoch=len(keeper.history),
-        step=keeper.position.step,
-    )
+    if keeper.stopped or keeper.done >= epochs:
+        return
+    begin = {"epoch": len(keeper.history), "step": keeper.position.step}
+    stream = batches.training(examples, size, seed=settings.seed, **begin)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
     targets = len(examples.targets)
-    waiting = keeper.preemption.waiting()
-    with waiting, advice_of_memory(keeper.stage, tuned=live is not None):
+    advice = advice_of_memory(keeper.stage, tuned=live is not None)
+    with advice, keeper.preemption.waiting():
         model.fit(
             stream.with_options(options),
             epochs=epochs,
             initial_epoch=keeper.done,
-            steps_per_epoch=keeper.steps,
+            steps_per_epoch=per_epoch,
             verbose=0,
             callbacks=[
                 StopAtNaN(),
-                *([optimizers.Budget(ranked, keeper.steps * epochs)] if ranked else []),
+                *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
                 keeper,
-                Progress(keeper.steps, targets / keeper.steps, keeper.stage),
+                Progress(per_epoch, targets / per_epoch, keeper.stage),
                 tf_keras.callbacks.TensorBoard(
                     keeper.out / "tensorboard" / keeper.stage, write_graph=False
                 ),

@@ -7,6 +7,7 @@ be made of it after it. So there is no moment at which a kill leaves files that 
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class Keeper(tf_keras.callbacks.Callback):
             dropout=checkpoints.generators(model),
             position=self.position,
         )
+        if not resume:
+            shutil.rmtree(self.place / self.stage, ignore_errors=True)
         self.states = checkpoints.States(everything, self.place / self.stage)
         if resume and self.states.restore():
             self._restored()
