@@ -154,6 +154,14 @@ def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for text in ("old", "new"):
+        with atomic.replacing(tmp_path / "bert") as folder:
+            folder.mkdir()
+            (folder / text).write_text(text)
+    assert [file.name for file in tmp_path.rglob("*")] == ["bert", "new"]
+
+
 def test_what_is_kept_is_bit_for_bit_what_was_written(tmp_path):
     value = np.nextafter(np.float32(1), np.float32(2))
     checkpoints.write(tf.train.Checkpoint(v=tf.Variable(value)), tmp_path / "a")

@@ -156,10 +156,9 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
     merged = pipeline.tuned(prepared.config)
     tuning.apply(merged, delta)
     tuning.merge(merged)
-    partial, like = out / f"{atomic.PARTIAL}bert", prepared.config.text.backbone
-    bert_lib.save(merged, partial, like=backbones.backbone(like))
-    shutil.rmtree(out / "bert", ignore_errors=True)
-    partial.rename(out / "bert")
+    like = backbones.backbone(prepared.config.text.backbone)
+    with atomic.replacing(out / "bert") as partial:
+        bert_lib.save(merged, partial, like=like)
 
 
 def keep_for_later(model, run: Path, version: Path) -> None:
