@@ -68,7 +68,7 @@ class Training:
     def doing(self) -> str:
         """The last thing that it said."""
         said = [x.strip() for x in re.split(r"[\r\n]", self.log.read_text()) if x.strip()]
-        last = re.sub(r"^[-0-9]+ [:,0-9]+ tfrec_attn\.", "", said[-1]) if said else ""
+        last = re.sub(r"^[-0-9]+ [:,0-9]+ (tfrec_attn\.)?", "", said[-1]) if said else ""
         return re.sub(r"\s+", " ", last.split("|")[0])[:44]
 
     def went_on(self) -> str:

@@ -89,25 +89,24 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(
     assert files(out) == files(whole)
 
 
-def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "kept"), [(2, set()), (4, {"last-2"})])
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, monkeypatch, step, kept):
     """A loss is of the weights before its step: that of the last one is finite still."""
     model = test_recommender.build(**RETRIEVAL)
     ended = KEEP.on_train_batch_end
 
     def poison(self, batch, logs=None):
-        if batch == 3:
+        if batch + 1 == step:
             model.retrieval.log_scale.assign(np.nan)
         ended(self, batch, logs)
 
     monkeypatch.setattr(KEEP, "on_train_batch_end", poison)
     with pytest.raises(
-        FloatingPointError, match=r"log_scale.* is not finite after epoch 1, batch 4: lower"
+        FloatingPointError,
+        match=f"log_scale.* is not finite after epoch 1, batch {step}: lower",
     ):
         trained(tmp_path, model)
-    assert [file.stem for file in tmp_path.rglob("*.index")] == ["last-2"]
-    (file,) = tmp_path.rglob("last-2.index")
-    scale = "model/retrieval/log_scale/.ATTRIBUTES/VARIABLE_VALUE"
-    assert np.isfinite(tf.train.load_variable(str(file.with_suffix("")), scale))
+    assert {file.stem for file in tmp_path.rglob("*.index")} == kept
 
 
 def test_a_full_disk_is_no_short_memory(tmp_path, monkeypatch):
