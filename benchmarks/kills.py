@@ -1,7 +1,9 @@
 r"""Kills trainings at random moments, goes on with each, and compares what they end with.
 
     python benchmarks/kills.py --out runs/kills --config configs/movielens-100k.toml \
-        --set train.epochs=3 --set train.ranking_epochs=2 --set train.checkpoint_steps=20
+        --set train.epochs=2 --set train.ranking_epochs=1 --set train.checkpoint_steps=20 \
+        --set loss.negatives=256 --set loss.hard_negatives=4 --set loss.easy_negatives=8 \
+        --set loss.ranked_targets=1024
 
 Trains once without a stop. Then begins the same training `--kills` times, each time ends it
 by SIGKILL, goes on by --resume, and holds all tensors of the kept weights, the history and
