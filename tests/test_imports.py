@@ -37,7 +37,8 @@ ROWS = [
     ["averages", "comparison", "feedback_head", "offers", "report"],
     ["evaluate", "card"],
     ["serve"],
-    ["export", "train", "ask", "doctor", "compress"],
+    ["bulk"],
+    ["export", "train", "ask", "doctor", "compress", "recommend"],
     ["explanation"],
     ["explanation_page"],
     ["explain"],
@@ -135,7 +136,7 @@ def test_the_public_names():
     for name in PUBLIC:
         assert getattr(tfrec_attn, name) is not None
     assert set(PUBLIC) <= set(dir(tfrec_attn))
-    absent = "recommend"
+    absent = "unheard_of"
     with pytest.raises(AttributeError, match=f"no attribute '{absent}'"):
         getattr(tfrec_attn, absent)
 
@@ -164,6 +165,7 @@ HEAVY = ["tensorflow", "keras", "tf_keras", "transformers", "torch"]
         ("import tfrec_attn.train; tfrec_attn.train.parser()", ["grpc", "matplotlib"]),
         ("import tfrec_attn.impressions", ["grpc", "matplotlib"]),
         ("import tfrec_attn.export", ["grpc"]),
+        ("import tfrec_attn.recommend as r; r.parser()", ["polars", "grpc", "apache_beam"]),
         ("import tfrec_attn.compress as c; c.parser()", ["grpc", "matplotlib"]),
     ],
 )
