@@ -35,6 +35,7 @@ ROWS = [
     ["pipeline"],
     ["runs"],
     ["averages", "comparison", "feedback_head", "offers", "report"],
+    ["run_comparison"],
     ["evaluate", "card"],
     ["serve"],
     ["bulk"],
