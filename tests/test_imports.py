@@ -30,6 +30,7 @@ ROWS = [
     ["baselines", "metrics", "optimizers", "plots", "preemption"],
     ["checkpoints"],
     ["keeper"],
+    ["monitors"],
     ["fit", "ranking"],
     ["incremental"],
     ["pipeline"],
