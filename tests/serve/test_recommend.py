@@ -8,7 +8,7 @@ import pytest
 import shop
 import toys
 
-from tfrec_attn import recommend
+from tfrec_attn import bulk, recommend
 from tfrec_attn.bulk import version
 from tfrec_attn.serve.client import Client
 
@@ -241,7 +241,9 @@ def test_beam_that_is_not_installed_is_named(
     toy_version, users, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
+    # What an earlier test has loaded is not there, either.
     monkeypatch.delitem(sys.modules, "tfrec_attn.bulk.beam", raising=False)
+    monkeypatch.delattr(bulk, "beam", raising=False)
     flags = ["--k", "2", "--runner", "DirectRunner"]
     assert run(toy_version, users, tmp_path / "out", *flags) == 2
     assert "--runner needs pip install 'tfrec-attn[beam]'." in capsys.readouterr().err

@@ -15,8 +15,10 @@ import polars as pl
 from tfrec_attn.bulk import shards
 from tfrec_attn.bulk.asked import NAMES
 from tfrec_attn.bulk.shards import Shards
-from tfrec_attn.serve import inputs, saved_model, tensors, versions
-from tfrec_attn.serve.servable import DEFAULT_SIGNATURE, Servable, ServingError
+from tfrec_attn.serve import tensors, versions
+from tfrec_attn.serve.client import inputs
+from tfrec_attn.serve.server import saved_model
+from tfrec_attn.serve.server.servable import DEFAULT_SIGNATURE, Servable, ServingError
 from tfrec_attn.serve.signatures import Signature, TensorSpec
 
 OUTPUTS = (
