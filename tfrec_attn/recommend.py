@@ -144,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the counts as JSON; 2 with the reason where not all is answered."""
     args, beam_options = parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("apache_beam").setLevel(logging.WARNING)
     try:
         counts = run(args, beam_options)
     except (OSError, ValueError, RuntimeError) as error:
