@@ -42,6 +42,7 @@ ROWS = [
     ["bulk"],
     ["export", "train", "ask", "doctor", "compress", "recommend"],
     ["space"],
+    ["trials"],
     ["search"],
     ["explanation"],
     ["explanation_page"],

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tests.test_line import SMALL, tables  # noqa: F401
-from tfrec_attn import comparison, config, search, train
+from tfrec_attn import comparison, config, search, train, trials
 
 SPACE = '"model.dim" = [8, 16, 24]\n"train.learning_rate" = { low = 0.001, high = 0.1 }\n'
 
@@ -103,7 +103,7 @@ def test_epochs_are_compared_with_the_same_of_other_trials():
     trial = types.SimpleNamespace(
         report=lambda value, step: said.append((value, step)), should_prune=lambda: False
     )
-    make = search._pruning(trial, config.validate({"train": {"epochs": 7}}).train)
+    make = trials.pruning(trial, config.validate({"train": {"epochs": 7}}).train)
     make("retrieval", 1.0).on_epoch_end(2, {"val_ndcg@10": 0.5})
     make("ranking", 1.0).on_epoch_end(0, {"val_ndcg@10": 0.6})
     make("both", 1.0).on_epoch_end(0, {"val_ndcg@10": 0.4})

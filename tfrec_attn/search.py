@@ -5,10 +5,8 @@ on where it was stopped, until there are `--trials` of them.
 """
 
 import argparse
-import gc
 import json
 import logging
-import os
 import shutil
 import sys
 from contextlib import AbstractContextManager
@@ -19,6 +17,7 @@ import filelock
 import tomli_w
 
 from tfrec_attn import config as config_lib
+from tfrec_attn import trials
 from tfrec_attn.space import Space
 
 NAME = "tfrec_attn.search"
@@ -67,7 +66,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         reasons = [trial.user_attrs.get("reason", "pruned") for trial in study.trials]
         raise ValueError(f"No trial came to its end; the first: {reasons[0]}")
     best = study.best_trial
-    shutil.copyfile(_folder(args.out, best.number) / "config.toml", args.out / "best.toml")
+    shutil.copyfile(
+        trials.folder_of(args.out, best.number) / "config.toml", args.out / "best.toml"
+    )
     return {
         "trials": len(study.trials),
         "best": best.number,
@@ -83,7 +84,7 @@ def _search(args: argparse.Namespace, space: Space) -> None:
     for _ in range(args.trials - _over(study)):
         trial = study.ask()
         _try(study, trial, args.out, space)
-        _write(study, args.out)
+        trials.write(study, args.out)
 
 
 def _try(study, trial, out: Path, space: Space) -> None:
@@ -91,7 +92,7 @@ def _try(study, trial, out: Path, space: Space) -> None:
 
     states = optuna.trial.TrialState
     try:
-        value = _figure(trial, out, space)
+        value = trials.figure(trial, out, space)
     except optuna.TrialPruned as error:
         study.tell(trial, state=states.PRUNED)
         logger.info("trial %d: ended %s, %s", trial.number, error, trial.params)
@@ -169,10 +170,10 @@ def _over(study) -> int:
     put in line to be tried again."""
     from optuna.trial import TrialState
 
-    trials = study.get_trials()
-    again = {trial.user_attrs.get("again") for trial in trials}
+    all_of_them = study.get_trials()
+    again = {trial.user_attrs.get("again") for trial in all_of_them}
     over = 0
-    for trial in trials:
+    for trial in all_of_them:
         stopped = trial.state in (TrialState.RUNNING, TrialState.FAIL)
         if trial.state == TrialState.WAITING:
             continue
@@ -184,83 +185,6 @@ def _over(study) -> int:
             if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
     return over
-
-
-def _figure(trial, out: Path, space: Space) -> float:
-    """Trains a trial's run; the best validation metric of its epochs."""
-    import tf_keras
-
-    from tfrec_attn import train
-    from tfrec_attn.monitors import Monitors
-
-    folder = _folder(out, trial.number)
-    folder.mkdir(parents=True)
-    _lend_texts(out, folder)
-    try:
-        config = config_lib.load(out / "config.toml", space.suggest(trial))
-        watch = Monitors(others=(_pruning(trial, config.train),))
-        result = train.run(config, folder, monitors=watch, tested=False)
-        return result["best_validation"]
-    finally:
-        # The graphs of the trials before are not needed again.
-        tf_keras.backend.clear_session()
-        gc.collect()
-
-
-def _pruning(trial, settings: config_lib.Train):
-    """Makes the callback that reports a stage's epochs, and ends a hopeless trial."""
-    import optuna
-    import tf_keras
-
-    class Pruning(tf_keras.callbacks.Callback):
-        def __init__(self, stage: str, examples: float):
-            super().__init__()
-            # An epoch is compared with the same one of other trials, whenever that came.
-            self.before = settings.epochs if stage == "ranking" else 0
-
-        def on_epoch_end(self, epoch, logs=None):
-            trial.report(logs[f"val_{settings.monitor}"], self.before + epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned(f"after epoch {epoch + 1}")
-
-    return Pruning
-
-
-def _lend_texts(out: Path, folder: Path) -> None:
-    """Texts that a trial has encoded serve the next; a run checks that they are its own."""
-    for kept in sorted(out.glob("trials/*/*_texts.npz")):
-        if not (folder / kept.name).exists():
-            os.link(kept, folder / kept.name)
-
-
-def _folder(out: Path, number: int) -> Path:
-    return out / "trials" / f"{number:04}"
-
-
-def _write(study, out: Path) -> None:
-    """The trials as `trials.csv` and `trials.md`, the best first."""
-    import polars as pl
-
-    from tfrec_attn import report
-
-    rows = [
-        {
-            "trial": trial.number,
-            "validation": trial.value if trial.state.name == "COMPLETE" else None,
-            "state": trial.state.name.lower(),
-            "epochs": len(trial.intermediate_values),
-            "seconds": trial.duration.total_seconds() if trial.duration else None,
-            **{name: str(value) for name, value in trial.params.items()},
-            "reason": trial.user_attrs.get("reason", ""),
-        }
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished()
-    ]
-    table = pl.DataFrame(rows, infer_schema_length=None)
-    table = table.sort("validation", descending=True, nulls_last=True)
-    table.write_csv(out / "trials.csv")
-    shown = table.with_columns(pl.col(pl.Float64).round(4)).cast(pl.String).fill_null("")
-    (out / "trials.md").write_text(report.table(shown.to_dicts()) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
