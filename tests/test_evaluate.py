@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import ndcg_score
 
-from tfrec_attn import baselines, evaluate, train
+from tfrec_attn import baselines, evaluate, metrics, run_comparison, train
 
 USERS, LENGTH, GOODS = 29, 9, 31
 LABELS = {1: "buy", 2: "like", 3: "dislike"}
@@ -128,6 +128,21 @@ def test_the_report_is_written_and_escaped(run, result):
     assert page.count("<table>") == len(tables) == 6
     assert "&lt;b&gt;run" in page
     assert "<b>" not in page
+
+
+def test_a_comparison_asks_a_run_that_was_not_evaluated(run, result):
+    """It finds what an evaluation keeps, and takes none of another fold."""
+    kept = run_comparison.measured(run, "test")
+    text = (run / "evaluation.json").read_text()
+    (run / "evaluation.json").write_text(text.replace('"test"', '"validation"', 1))
+    asked = run_comparison.measured(run, "test")
+    (run / "evaluation.json").write_text(text)
+    assert (kept.name, kept.digest) == (asked.name, asked.digest)
+    for name in ("user", "item", "rank"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(asked, name))
+    found, rows = metrics.summary(kept.by_user([1, 3])), result["rows"]
+    want = rows["retrieval + ranking"]["metrics"]
+    assert found == pytest.approx({name: want[name]["mean"] for name in found})
 
 
 def test_a_baseline_that_is_not_installed_is_named(run, monkeypatch, capsys):

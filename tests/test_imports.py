@@ -30,14 +30,20 @@ ROWS = [
     ["baselines", "metrics", "optimizers", "plots", "preemption"],
     ["checkpoints"],
     ["keeper"],
+    ["monitors"],
     ["fit", "ranking"],
     ["incremental"],
     ["pipeline"],
     ["runs"],
     ["averages", "comparison", "feedback_head", "offers", "report"],
+    ["run_comparison"],
     ["evaluate", "card"],
     ["serve"],
-    ["export", "train", "ask", "doctor", "compress"],
+    ["bulk"],
+    ["export", "train", "ask", "doctor", "compress", "recommend"],
+    ["space"],
+    ["trials"],
+    ["search"],
     ["explanation"],
     ["explanation_page"],
     ["explain"],
@@ -135,7 +141,7 @@ def test_the_public_names():
     for name in PUBLIC:
         assert getattr(tfrec_attn, name) is not None
     assert set(PUBLIC) <= set(dir(tfrec_attn))
-    absent = "recommend"
+    absent = "unheard_of"
     with pytest.raises(AttributeError, match=f"no attribute '{absent}'"):
         getattr(tfrec_attn, absent)
 
@@ -164,6 +170,8 @@ HEAVY = ["tensorflow", "keras", "tf_keras", "transformers", "torch"]
         ("import tfrec_attn.train; tfrec_attn.train.parser()", ["grpc", "matplotlib"]),
         ("import tfrec_attn.impressions", ["grpc", "matplotlib"]),
         ("import tfrec_attn.export", ["grpc"]),
+        ("import tfrec_attn.search as s; s.parser()", ["optuna", "grpc", "matplotlib"]),
+        ("import tfrec_attn.recommend as r; r.parser()", ["polars", "grpc", "apache_beam"]),
         ("import tfrec_attn.compress as c; c.parser()", ["grpc", "matplotlib"]),
     ],
 )

@@ -45,6 +45,23 @@ def test_ranks_are_places_in_the_written_list(seed):
 
 
 @pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("n_scores", [2, None])
+def test_one_target_a_user_has_the_same_place(seed, n_scores):
+    """It is counted, where of several the list is sorted; here beside a user of two."""
+    scores, _, exclude = drawn(seed) if n_scores is None else drawn(seed, n_scores)
+    free = [np.setdiff1d(np.arange(ITEMS), out) for out in exclude]
+    targets = [items[seed % 3 : seed % 3 + 1] for items in free]
+    # An item that is left out twice is left out once.
+    exclude = [np.repeat(out, 2) for out in exclude]
+    ours = metrics.ranks(scores, targets, exclude)
+    np.testing.assert_array_equal(ours, reference_ranks(scores, targets, exclude))
+    assert ours.dtype == np.int64
+    two = [*targets, np.array([0, 1])]
+    sorted_too = metrics.ranks(np.vstack([scores, scores[:1]]), two, [*exclude, []])
+    np.testing.assert_array_equal(ours, sorted_too[:-2])
+
+
+@pytest.mark.parametrize("seed", range(7))
 @pytest.mark.parametrize("n_scores", [1, 2, 4])
 def test_ties_go_against_the_targets(seed, n_scores):
     scores, targets, exclude = drawn(seed, n_scores)

@@ -1,6 +1,8 @@
-"""`python -m tfrec_attn.evaluate`: metrics of a trained run, beside baselines."""
+"""`python -m tfrec_attn.evaluate`: metrics of a trained run, beside baselines; or of
+several runs, beside each other."""
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
@@ -142,7 +144,16 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     p = argparse.ArgumentParser(prog="tfrec_attn.evaluate", description=__doc__)
-    p.add_argument("--run", required=True, help="folder that tfrec_attn.train wrote")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", help="folder that tfrec_attn.train wrote")
+    what.add_argument(
+        "--compare",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="several folders: what the others gain over the first, user by user",
+    )
+    p.add_argument("--json", action="store_true", help="of --compare: print it as JSON")
     p.add_argument("--fold", default="test", choices=("validation", "test"))
     p.add_argument(
         "--k", type=int, nargs="+", default=list(KS), help="lengths of the list [5 10 20]"
@@ -154,19 +165,30 @@ def main(argv=None) -> int:
     """Prints the table and where the report is; 2 with the reason where there is none."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    folder = Path(args.run)
     try:
         if min(args.k) < 1:
             raise ValueError(f"--k takes lengths of 1 or more. Received: {min(args.k)}.")
-        result = run(folder, args.fold, args.k)
+        print(_compared(args) if args.compare else _reported(args))
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.evaluate: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _reported(args: argparse.Namespace) -> str:
     from tfrec_attn import report
 
-    print(report.terminal(result))
-    print(f"\nWritten: {', '.join(str(folder / name) for name in report.FILES)}")
-    return 0
+    folder = Path(args.run)
+    result = run(folder, args.fold, args.k)
+    files = ", ".join(str(folder / name) for name in report.FILES)
+    return f"{report.terminal(result)}\n\nWritten: {files}"
+
+
+def _compared(args: argparse.Namespace) -> str:
+    from tfrec_attn import run_comparison
+
+    result = run_comparison.compare(args.compare, args.fold, sorted(set(args.k)))
+    return json.dumps(result) if args.json else run_comparison.text(result)
 
 
 if __name__ == "__main__":

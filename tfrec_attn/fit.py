@@ -17,6 +17,7 @@ from tfrec_attn.data.examples import Examples, make
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model import tuning
 from tfrec_attn.model.recommender import Recommender
+from tfrec_attn.monitors import Monitors
 from tfrec_attn.preemption import Preemption
 
 
@@ -50,6 +51,7 @@ def fit(
     out: Path,
     resume: bool = False,
     preemption: Preemption | None = None,
+    monitors: Monitors | None = None,
 ) -> list[dict[str, float]]:
     """Trains until the epochs are over or the validation metric no longer rises.
 
@@ -62,6 +64,7 @@ def fit(
         `history.jsonl` a line an epoch.
       resume: Whether to go on from the last state in `out`, where there is one.
       preemption: What asks for an early end.
+      monitors: What else watches.
 
     Returns:
       The metrics of each epoch; the model then has the weights of the best one.
@@ -81,7 +84,7 @@ def fit(
         _check_parts(model, _step_size(model, settings, stage))
     for stage, epochs in turns.items():
         keeper = Keeper(model, validate, out, settings, stage, history, preemption)
-        run_stage(keeper, examples, epochs, resume=resume)
+        run_stage(keeper, examples, epochs, resume=resume, monitors=monitors)
         keeper.end()
     keeper.settle()
     return history
@@ -95,7 +98,12 @@ def stages(settings: Any, loss: Any) -> dict[str, int]:
 
 
 def run_stage(
-    keeper: Keeper, examples: Examples, epochs: int, *, resume: bool = False
+    keeper: Keeper,
+    examples: Examples,
+    epochs: int,
+    *,
+    resume: bool = False,
+    monitors: Monitors | None = None,
 ) -> None:
     """One stage, from its start or from its last state. See `fit` for what is raised.
 
@@ -104,6 +112,7 @@ def run_stage(
       examples: Of training; the ranking gives each of their targets an example of its own.
       epochs: At most.
       resume: Whether to go on from the stage's last state, where there is one.
+      monitors: What else watches.
     """
     model, settings = keeper.recommender, keeper.settings
     size = _step_size(model, settings, keeper.stage)
@@ -137,7 +146,7 @@ def run_stage(
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
-    targets = len(examples.targets)
+    targets, watching = len(examples.targets), monitors or Monitors()
     advice = advice_of_memory(keeper.stage, tuned=live is not None)
     with advice, keeper.preemption.waiting():
         model.fit(
@@ -151,9 +160,7 @@ def run_stage(
                 *([optimizers.Budget(tuning.ranked(live.bert), steps)] if live else []),
                 keeper,
                 Progress(per_epoch, targets / per_epoch, keeper.stage),
-                tf_keras.callbacks.TensorBoard(
-                    keeper.out / "tensorboard" / keeper.stage, write_graph=False
-                ),
+                *watching.of(keeper.out, keeper.stage, targets / per_epoch),
             ],
         )
 

@@ -76,6 +76,8 @@ def ranks(scores, targets, exclude=None):
     exclude = _lists([()] * len(scores) if exclude is None else exclude)
     _check(scores, targets, exclude)
     _check_targets(targets, exclude, scores.shape[1])
+    if (np.diff(targets.indptr) == 1).all():
+        return _ranks_of_one(scores, targets.indices, exclude)
     found = np.empty(len(targets.indices), np.int64)
     for u, row in enumerate(scores):
         asked = slice(*targets.indptr[u : u + 2])
@@ -85,6 +87,21 @@ def ranks(scores, targets, exclude=None):
         others[exclude.indices[slice(*exclude.indptr[u : u + 2])]] = False
         found[asked] = _places(row[mine], np.sort(row[others]))
     return found
+
+
+def _ranks_of_one(scores, target, exclude):
+    """The same of one target a user: who is counted ahead need not be in order."""
+    mine = np.take_along_axis(scores, target[:, None], 1)
+    # A row stays in the cache, all of them together do not.
+    counts = (
+        np.count_nonzero(row >= least) for row, least in zip(scores, mine, strict=True)
+    )
+    ahead = np.fromiter(counts, np.int64, len(scores))
+    # A list may name an item twice.
+    left_out = np.unique(_owners(exclude) * scores.shape[1] + exclude.indices)
+    owner, item = np.divmod(left_out, scores.shape[1])
+    none = scores[owner, item] >= mine[owner, 0]
+    return ahead - np.bincount(owner[none], minlength=len(scores))
 
 
 def _places(mine, others):
@@ -235,7 +252,8 @@ def _owners(lists):
 def _check(scores, *all_lists):
     if scores.ndim != 2:
         raise ValueError(f"scores must be [users, items]. Received: shape {scores.shape}.")
-    if np.isnan(scores).any():
+    # Of numbers with a NaN among them, that is the least.
+    if scores.size and np.isnan(scores.min()):
         users = np.flatnonzero(np.isnan(scores).any(axis=1))
         raise ValueError(
             f"scores must be numbers. Received: NaN, first for user {users[0]}."

@@ -83,7 +83,8 @@ def averaged(model) -> Iterator[None]:
 
 class AdamW(tf_keras.optimizers.AdamW):
     """With less, or more, than the scheduled rate for some variables, a measure of how much
-    the loss would change without a weight, and a variable's step as one kernel.
+    the loss would change without a weight, the gradient's norm before it was clipped, and a
+    variable's step as one kernel.
 
     Args:
       rate: The schedule.
@@ -102,6 +103,18 @@ class AdamW(tf_keras.optimizers.AdamW):
         super().__init__(rate, **kwargs)
         self._shares = {self._var_key(variable): rest for variable, *rest in shares}
         self._felt, self._slots = list(felt), {}
+        first = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        norm = tf.Variable(0.0, trainable=False, aggregation=first, name="gradient_norm")
+        # A tracked variable would be missed in the checkpoints of earlier runs.
+        self.gradient_norm = lambda: norm
+
+    def _clip_gradients(self, grads):
+        """What Keras does; the norm that it needs for it is kept in `gradient_norm`."""
+        if not self.global_clipnorm:
+            return super()._clip_gradients(grads)
+        clipped, norm = tf.clip_by_global_norm(grads, self.global_clipnorm)
+        self.gradient_norm().assign(norm)
+        return clipped
 
     @property
     def ema_momentum(self):

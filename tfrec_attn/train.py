@@ -1,10 +1,12 @@
 """`python -m tfrec_attn.train`: from tables to a trained run folder."""
 
 import argparse
+import functools
 import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from tfrec_attn import config as config_lib
 from tfrec_attn.preemption import Preempted, Preemption
@@ -42,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on after the last state; alone with --out, by that run's config",
     )
+    p.add_argument(
+        "--profile",
+        metavar="FIRST,LAST",
+        help="steps of each stage that TensorFlow's profiler sees, such as 10,20",
+    )
+    p.add_argument("--wandb", metavar="PROJECT", help="curves on Weights & Biases, too")
     return p
 
 
@@ -92,6 +100,8 @@ def run(
     resume: bool = False,
     base: Path | None = None,
     preemption: Preemption | None = None,
+    monitors: Any = None,
+    tested: bool = True,
 ) -> dict:
     """Trains, evaluates on the test fold once, and writes all of it to `out`.
 
@@ -101,6 +111,8 @@ def run(
       resume: Whether to go on with the training that `out` holds.
       base: A run or a version to go on from.
       preemption: What asks for an early end.
+      monitors: What else watches; see `monitors.Monitors`.
+      tested: Whether the test fold is asked at all. Who chooses among runs must not see it.
 
     Raises:
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
@@ -157,23 +169,53 @@ def run(
         out=out,
         resume=resume,
         preemption=preemption,
+        monitors=monitors,
     )
     if model.live:
         runs.keep_bert(out, prepared, model.live.bert)
     plots.learning_curves(history, out / "learning_curves.png")
-    table = evaluate.means(model, prepared, "test")
-    print(evaluate.show(table), file=sys.stderr)
-    result = {
+    result: dict[str, Any] = {
         "split": prepared.split.name,
         "digest": prepared.split.digest,
         "epochs": len(history),
         "best_validation": max(h[config.train.monitor] for h in history),
         "truncated_texts": prepared.truncated,
         "rejected_rows": len(prepared.tables.rejects),
-        "test": table,
     }
+    if tested:
+        table = evaluate.means(model, prepared, "test")
+        print(evaluate.show(table), file=sys.stderr)
+        result["test"] = table
     runs.write_json(out / "metrics.json", result)
     return result
+
+
+def watched(args: argparse.Namespace, preemption: Preemption) -> dict:
+    """`run`, of a command line, with what it asks to watch.
+
+    Args:
+      args: Of the command.
+      preemption: What asks for an early end.
+
+    Raises:
+      ValueError: See `run` and `monitors`.
+    """
+    config, out = settings(args), Path(args.out)
+    again = {"resume": args.resume, "base": args.base, "preemption": preemption}
+    if not (args.profile or args.wandb):
+        return run(config, out, **again)
+    from tfrec_attn import monitors, runs
+
+    runs.claim(out, resume=args.resume)
+    profile = monitors.steps(args.profile) if args.profile else None
+    if not args.wandb:
+        return run(config, out, monitors=monitors.Monitors(profile), **again)
+    with monitors.wandb_run(args.wandb, out, config_lib.flat(config)) as curves:
+        shown = functools.partial(monitors.WandB, curves)
+        watch = monitors.Monitors(profile, (shown,))
+        result = run(config, out, monitors=watch, **again)
+        curves.summary.update({"test": result["test"]})
+        return result
 
 
 def main(argv=None) -> int:
@@ -183,13 +225,7 @@ def main(argv=None) -> int:
     preemption = Preemption()
     try:
         with preemption:
-            result = run(
-                settings(args),
-                Path(args.out),
-                resume=args.resume,
-                base=args.base,
-                preemption=preemption,
-            )
+            result = watched(args, preemption)
     except Preempted:
         print(f"\ntfrec_attn.train: SIGTERM: {STOPPED}", file=sys.stderr)
         return 0

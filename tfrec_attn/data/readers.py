@@ -11,6 +11,7 @@ import gzip
 import logging
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -65,6 +66,28 @@ def read(path: str | Path, file_format: FileFormat | None = None) -> RawTable:
         rejects=pl.concat([table.rejects for table in tables]),
         hints={name: hint for table in tables for name, hint in table.hints.items()},
     )
+
+
+def blocks(
+    path: str | Path, rows: int, file_format: FileFormat | None = None
+) -> Iterator[RawTable]:
+    """The same in blocks of at most `rows`, shard by shard: Parquet is read as it is asked
+    for, of a text file all of it is in memory at once."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    for shard in _shards(path) if path.is_dir() else [path]:
+        if _kind(shard) in _PARQUET:
+            yield from _parquet_blocks(shard, rows)
+            continue
+        table = _read_shard(shard, file_format or FileFormat())
+        for start in range(0, max(table.frame.height, 1), rows):
+            yield dataclasses.replace(
+                table,
+                frame=table.frame.slice(start, rows),
+                place=table.place.slice(start, rows),
+                rejects=table.rejects if start == 0 else rejects.empty(),
+            )
 
 
 def _kind(path: Path) -> str:
@@ -173,8 +196,23 @@ def _parquet(path: Path) -> RawTable:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as Parquet: {error}.") from error
+    return _of_parquet(path, frame, 0)
+
+
+def _parquet_blocks(path: Path, rows: int) -> Iterator[RawTable]:
+    done = 0
+    try:
+        lazy = pl.scan_parquet(path)
+        for frame in lazy.collect_batches(chunk_size=rows, maintain_order=True):
+            yield _of_parquet(path, frame, done)
+            done += frame.height
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as Parquet: {error}.") from error
+
+
+def _of_parquet(path: Path, frame: pl.DataFrame, before: int) -> RawTable:
     strings = pl.col(pl.String).replace("", None)
-    lines = pl.Series("line", range(1, frame.height + 1), dtype=pl.Int64)
+    lines = pl.Series("line", range(before + 1, before + frame.height + 1), dtype=pl.Int64)
     return _table(path, frame.with_columns(strings), lines, [], {})
 
 
