@@ -65,13 +65,13 @@ def run(args: argparse.Namespace, beam_options: list[str]) -> dict[str, int]:
 def _answered(
     args: argparse.Namespace, folder, asked: dict[str, Any], path: Path, options: list[str]
 ) -> dict[str, int]:
-    from tfrec_attn.bulk import shards, version
+    from tfrec_attn.bulk import version
 
     manifest, loaded = folder.manifest(), None
     if manifest is None or not folder.ready(folder.open(manifest["shards"])):
         loaded = version.Version(path)
         manifest = _taken(args, folder, asked, loaded)
-        shards.write_json(manifest, folder.out / shards.MANIFEST)
+        folder.begin(manifest)
     todo = folder.open(manifest["shards"])
     if done := manifest["shards"] - len(todo):
         logger.info("%d of %d shards are there", done, manifest["shards"])

@@ -17,6 +17,8 @@ from typing import Any
 
 import polars as pl
 
+from tfrec_attn import atomic
+
 MANIFEST, USERS = "_manifest.json", "_users"
 
 
@@ -77,6 +79,10 @@ class Shards:
                 "Go on with what it was begun with, or name another folder by --out."
             )
 
+    def begin(self, manifest: dict[str, Any]) -> None:
+        """Says what the answers that follow are answers to."""
+        atomic.write(self.out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
     def open(self, count: int) -> list[int]:
         """The shards without answers."""
         return [number for number in range(count) if not self.answers(number).exists()]
@@ -108,13 +114,6 @@ def write(frame: pl.DataFrame, path: Path) -> None:
     that writes the same shard."""
     partial = path.with_name(f"_{path.name}.{os.getpid()}.partial")
     frame.write_parquet(partial)
-    partial.replace(path)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """The same of a manifest."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
     partial.replace(path)
 
 
