@@ -169,7 +169,7 @@ def _step_size(model: Recommender, settings: Any, stage: str) -> int:
     """Examples of a step, over all replicas."""
     if stage != "ranking":
         return settings.batch_size
-    return model.settings.ranked_targets * model.distribute_strategy.num_replicas_in_sync
+    return model.settings.ranked_targets
 
 
 def _check_parts(model: Recommender, size: int) -> None:

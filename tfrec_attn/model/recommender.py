@@ -1,8 +1,8 @@
 """How the model learns: the losses of a step.
 
-Letters: I items, B examples, W events of a window, T targets, R ranked targets of a
-step, U items of a step, K negatives, C candidates, L events that the ranking sees, n user
-tokens, m item tokens, d width, e width of the ranking's tokens.
+Letters: I items, B examples of a replica, W events of a window, T targets, R ranked targets
+of a step, U items of a step, K negatives, C candidates, L events that the ranking sees, n
+user tokens, m item tokens, d width, e width of the ranking's tokens.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,15 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.model import augmentation, gradients, sampling, scoring, tasks, tuning
+from tfrec_attn.model import (
+    augmentation,
+    gradients,
+    replicas,
+    sampling,
+    scoring,
+    tasks,
+    tuning,
+)
 from tfrec_attn.model.states import UserState
 from tfrec_attn.model.texts import Live
 from tfrec_attn.model.towers import request_gap
@@ -23,15 +31,18 @@ class Step(NamedTuple):
     """What the losses of a step share.
 
     Attributes:
-      batch: See `data.batches.gather`.
-      items: `[U]` rows of all items of the step, each once.
+      batch: The replica's own examples; see `data.batches.gather`.
+      items: `[U]` rows of all items of the step, over all replicas, each once.
       at: Where `history` `[B, W]`, `target` `[B, T]` and `negatives` `[K]` are among them.
-      vectors: Of these items, `[U, d]`, as `regularization.adversarial` has moved them.
+      vectors: Of the replica's share of these items, `[U, d]` on one replica, as
+        `regularization.adversarial` has moved them.
       event, pooled: Made of them, `[U, ..]`; see `ItemMatrices`.
       profile: Tokens and mask of the users' columns.
       query: `[B, T, d]` unit vectors.
       taken: `[B, U]` which items are training positives of the users.
       positive: `[B, T]` weight of the targets that are positive; 0 elsewhere.
+      whole: Of the examples of all replicas, `[all B, T]` each: where `target` is among the
+        items, `positive` and `weight`.
       training: Whether dropout is on.
     """
 
@@ -45,6 +56,7 @@ class Step(NamedTuple):
     query: tf.Tensor
     taken: tf.Tensor
     positive: tf.Tensor
+    whole: Mapping[str, tf.Tensor]
     training: bool
 
 
@@ -140,10 +152,11 @@ class Recommender(TwoStage):
 
         Args:
           inputs: See `data.batches.gather`.
-          shift: `[U, d]`, by which the vectors of the step's items are moved.
+          shift: By which the vectors of the replica's share of the step's items are
+            moved.
 
         Returns:
-          The loss, and the vectors.
+          The loss, and these vectors.
 
         References:
           - R-Drop: Liang et al., 2021, arXiv:2106.14448, equations 2 to 4, halved.
@@ -155,8 +168,7 @@ class Recommender(TwoStage):
             total += twice / 2 * self._consistency(*steps)
         live = self.trained_bert
         penalties = [*self.losses, *(live.bert.losses if live else ())]
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return total + sum(penalties) / replicas, steps[0].vectors
+        return total + sum(penalties) / replicas.count(), steps[0].vectors
 
     def _weighted(self, step):
         settings, total = self.settings, 0.0
@@ -170,18 +182,19 @@ class Recommender(TwoStage):
 
     def _retrieval(self, step):
         flat = lambda value: tf.reshape(value, (-1, *value.shape[2:]))
-        weight = flat(step.positive)
+        weight, query, whole = flat(step.positive), flat(step.query), step.whole
         losses = self.retrieval(
-            flat(step.query),
+            query,
             items=step.items,
             pooled=step.pooled,
-            target=flat(step.at["target"]),
+            target=flat(whole["target"]),
             negatives=step.at["negatives"],
             taken=step.taken,
-            real=weight > 0,
+            real=flat(whole["positive"]) > 0,
             frequency=self.frequency,
+            first=replicas.place() * query.shape[0],
         )
-        return self._mean("retrieval", losses, weight)
+        return self._mean("retrieval", losses, weight, whole["positive"])
 
     def _consistency(self, one, other):
         """How far the choices among the step's negatives are from each other that two
@@ -189,7 +202,7 @@ class Recommender(TwoStage):
         logits, real = zip(*(self._choice(step) for step in (one, other)), strict=True)
         there, back = (tasks.divergence(*pair, real[0]) for pair in (logits, logits[::-1]))
         weight = tf.reshape(one.positive, [-1])
-        return self._mean("consistency", (there + back) / 2, weight)
+        return self._mean("consistency", (there + back) / 2, weight, one.whole["positive"])
 
     def _choice(self, step):
         """The retrieval's logits of each target and of the step's negatives, `[n, 1 + K]`,
@@ -215,13 +228,12 @@ class Recommender(TwoStage):
         total, found = gradients.of(self, inputs, variables)
         if hasattr(self.optimizer, "loss_scale"):
             found = self.optimizer.get_unscaled_gradients(found)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if self.pull and self.origin:
-            found = self.origin.pulled(variables, found, self.pull / replicas)
+            found = self.origin.pulled(variables, found, self.pull / replicas.count())
         pairs = zip(found, variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
         # A mean over replicas of each one's share is one replica's part of the sum.
-        self.meters["loss"].update_state(total * tf.cast(replicas, tf.float32))
+        self.meters["loss"].update_state(total * float(replicas.count()))
         self.steps.assign_add(1)
         return {name: meter.result() for name, meter in self._shown()}
 
@@ -247,24 +259,27 @@ class Recommender(TwoStage):
     def _step(self, batch, training, turn=0, shift=None) -> Step:
         # The same on every replica: negatives are shared.
         drawn = sampling.negatives(self.known_items, self.settings.negatives, self._seed(0))
+        whole = replicas.examples_of_all(batch)
         items, at = sampling.each_once(
             {
-                "history": tf.maximum(batch["history"], 0),
-                "target": batch["target"],
+                "history": tf.maximum(whole["history"], 0),
+                "target": whole["target"],
                 "negatives": drawn,
             }
         )
+        goals = {
+            "target": at["target"],
+            "positive": self.positive(whole),
+            "weight": whole["weight"],
+        }
         if training:
-            batch = self._thinned(batch)
-        features = self.items.rows(items, without=("text",))
-        if "text_mask" in features:
-            # The vector has a text as a whole or not at all.
-            whole = tf.reduce_any(features["text_mask"], -1, keepdims=True)
-            features["text_mask"] = whole
-        features = self._some(features, training, 16)
+            whole = self._thinned(whole)
+        batch = {name: replicas.own(value) for name, value in whole.items()}
+        at |= {name: replicas.own(at[name]) for name in ("history", "target")}
+        features = self._some(self._described, items, training, 16, replicas.share)
         if training and (live := self.trained_bert):
             features["text_mean"] = live.means(
-                features["text_mean"], items, at["target"], self._seed(4), turn
+                features["text_mean"], items, goals["target"], self._seed(4), turn
             )
         # The ranking on its own takes the towers as they are served.
         learned = training and self.stage != "ranking"
@@ -272,10 +287,14 @@ class Recommender(TwoStage):
         vectors = self.item_tower.vector(features, training=learned)
         if shift is not None:
             vectors += shift
+        event = self.item_tower.event(vectors, features["id"], training=training)
+        made = replicas.together(vectors, tf.size(items))
         there = batch["history"] >= 0
         user = {
-            "profile": self._some(self.users.rows(batch["user"]), training, 32),
-            "events": tf.where(there[..., None], tf.gather(vectors, at["history"]), 0.0),
+            "profile": self._some(
+                self.users.rows, whole["user"], training, 32, replicas.own
+            ),
+            "events": tf.where(there[..., None], tf.gather(made, at["history"]), 0.0),
             "mask": there,
             "feedback": batch["history_feedback"],
             "time": batch["history_time"],
@@ -283,21 +302,32 @@ class Recommender(TwoStage):
         tokens, prefix = self.user_tower(user, training=learned)
         seen, time = batch["target_seen"], batch["target_time"]
         gaps = request_gap(batch["history_time"], seen, time)
+        ranks = self.stage != "retrieval"
         return Step(
             batch=batch,
             items=items,
             at=at,
             vectors=vectors,
-            event=self.item_tower.event(vectors, features["id"], training=training),
+            event=replicas.together(event, tf.size(items)) if ranks else event,
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
-            pooled=still(self.item_tower.pool(vectors)),
+            pooled=still(self.item_tower.pool(made)),
             query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
             taken=sampling.taken(
                 self.positives_of, batch["user"], items, self.frequency.shape[0]
             ),
-            positive=self.positive(batch),
+            positive=replicas.own(goals["positive"]),
+            whole=goals,
             training=training,
         )
+
+    def _described(self, rows):
+        """Features of items for the retrieval, which has no words."""
+        features = self.items.rows(rows, without=("text",))
+        if "text_mask" in features:
+            # The vector has a text as a whole or not at all.
+            whole = tf.reduce_any(features["text_mask"], -1, keepdims=True)
+            features["text_mask"] = whole
+        return features
 
     def _ranking(self, step):
         """The scorer alone has to find the target: it learns nothing that the retrieval
@@ -305,7 +335,8 @@ class Recommender(TwoStage):
         that trained it the retrieval is surer than it ever is again."""
         settings = self.settings
         count = self._in_part(settings.ranked_targets)
-        pick = sampling.targets(step.positive, count, self._seed(1))
+        chosen = sampling.targets(step.whole["positive"], count, self._seed(1))
+        pick, mine = replicas.own_picks(chosen, step.positive.shape[0])
         own = lambda value: tf.gather(value, pick[:, 0])
         target = tf.gather_nd(step.at["target"], pick)
         query, taken = tf.gather_nd(step.query, pick), own(step.taken)
@@ -317,6 +348,7 @@ class Recommender(TwoStage):
             size=self.shortlist,
             count=settings.hard_negatives,
             seed=self._seed(2),
+            drawn=None if mine is None else (tf.shape(chosen)[0], mine),
         )
         if settings.rejected:
             past = own(step.batch["history"]), own(step.at["history"])
@@ -326,8 +358,9 @@ class Recommender(TwoStage):
         real = tf.concat([real, ~tf.gather(taken, shared, axis=1)], 1)
         scores = self._scores(step, self._users_of(step, pick, query), hard, shared)
         weight = tf.gather_nd(step.positive, pick)
+        all_weight = tf.gather_nd(step.whole["positive"], chosen)
         losses = self.order(scores, real, settings.label_smoothing)
-        total = settings.ranking * self._mean("ranking", losses, weight)
+        total = settings.ranking * self._mean("ranking", losses, weight, all_weight)
         if settings.distillation:
             pooled = tf.gather(step.pooled, hard), tf.gather(step.pooled, shared)
             cosine = tf.concat(
@@ -339,13 +372,15 @@ class Recommender(TwoStage):
             )
             logits = tf.exp(self.retrieval.log_scale) * cosine
             losses = tasks.distilled(logits, logits + scores, real)
-            total += settings.distillation * self._mean("distillation", losses, weight)
+            apart = self._mean("distillation", losses, weight, all_weight)
+            total += settings.distillation * apart
         return total
 
     def _feedback(self, step):
         """Targets of all labels, also of those that nothing is retrieved for."""
-        weight, count = step.batch["weight"], self._in_part(self.settings.labelled_targets)
-        pick = sampling.targets(weight, count, self._seed(3))
+        count = self._in_part(self.settings.labelled_targets)
+        chosen = sampling.targets(step.whole["weight"], count, self._seed(3))
+        pick, _ = replicas.own_picks(chosen, step.positive.shape[0])
         target, label, weight = (
             tf.gather_nd(value, pick)
             for value in (
@@ -358,7 +393,8 @@ class Recommender(TwoStage):
         score = self._scores(step, user, target[:, None])[:, 0]
         logits = self.feedback(user.query, tf.gather(step.pooled, target), score)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits)
-        return self._mean("feedback", losses, weight)
+        all_weight = tf.gather_nd(step.whole["weight"], chosen)
+        return self._mean("feedback", losses, weight, all_weight)
 
     def _in_part(self, count: int) -> int:
         """Of what a step has so many of."""
@@ -374,12 +410,20 @@ class Recommender(TwoStage):
             history = augmentation.without_events(history, share, self._seed(6))
         return {**batch, "history": history}
 
-    def _some(self, features, training, stream: int):
-        """Features with fewer tokens where it is learned to do with fewer."""
+    def _some(self, read, rows, training, stream: int, own=tf.identity):
+        """Features of rows, with fewer tokens where it is learned to do with fewer.
+
+        Args:
+          read: Gives the features of rows.
+          rows: `[n]`, on all replicas the same.
+          stream: Of the draws.
+          own: Takes a replica's part of n rows; what they lose is drawn for all.
+        """
         share = self.regularization.token_dropout if training else 0.0
         if not share:
-            return features
-        return augmentation.without_tokens(features, share, self._seed(stream))
+            return read(own(rows))
+        found = augmentation.without_tokens(read(rows), share, self._seed(stream))
+        return {name: own(value) for name, value in found.items()}
 
     def _seed(self, stream: int):
         """Of one of a step's draws."""
@@ -406,8 +450,8 @@ class Recommender(TwoStage):
         and of what all users share `[S]`, `[R, C + S]`."""
         parts = [tf.reshape(pairs, [-1])] + ([] if shared is None else [shared])
         unique, index = tf.unique(tf.concat(parts, 0))
-        rows = self.items.rows(tf.gather(step.items, unique))
-        rows = self._some(rows, step.training, 48)
+        rows = tf.gather(step.items, unique)
+        rows = self._some(self.items.rows, rows, step.training, 48)
         # Projected once, however many targets an item is a candidate of.
         side = self.scorer.item_side(*self.item_tower(rows, training=step.training))
         user = self.scorer.user_side(user.tokens, user.mask)
@@ -418,10 +462,13 @@ class Recommender(TwoStage):
             scores.append(score(index[None, count:]))
         return tf.concat(scores, 1)
 
-    def _mean(self, name, losses, weight):
-        """This replica's share of the weighted mean over all replicas' targets."""
-        context = tf.distribute.get_replica_context()
-        total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(weight))
+    def _mean(self, name, losses, weight, whole):
+        """This replica's share of the weighted mean over all replicas' targets.
+
+        Args:
+          losses, weight: `[n]` of its own targets.
+          whole: Weights of all, of any shape.
+        """
         losses = tf.where(weight > 0, losses, tf.zeros_like(losses))
         self.meters[name].update_state(losses, weight)
-        return tf.math.divide_no_nan(tf.reduce_sum(losses * weight), total)
+        return tf.math.divide_no_nan(tf.reduce_sum(losses * weight), tf.reduce_sum(whole))

@@ -72,7 +72,7 @@ def targets(weight, count: int, seed):
     return tf.gather(real, tf.argsort(chance)[:count])
 
 
-def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
+def shortlist(query, pooled, target, taken, *, size: int, count: int, seed, drawn=None):
     """What the scorer would be handed: the target, and some of the items that the
     retrieval ranks highest.
 
@@ -82,6 +82,9 @@ def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
       taken: `[R, U]` bool, never a candidate beside the target.
       size: Items that the retrieval hands on.
       count: Of them, so many are drawn.
+      seed: Of the draws.
+      drawn: For how many rows is drawn, and `[R]` which of them these are; these alone by
+        default.
 
     Returns:
       `[R, C]` places among the items, and `[R, C]` bool, False where there was none.
@@ -90,7 +93,9 @@ def shortlist(query, pooled, target, taken, *, size: int, count: int, seed):
     scores = tf.where(taken, LEFT_OUT, scores)
     size = tf.minimum(size, tf.shape(scores)[1])
     best, at = tf.math.top_k(scores, size)
-    chance = tf.random.stateless_uniform(tf.shape(best), seed)
+    rows, mine = drawn or (tf.shape(best)[0], None)
+    chance = tf.random.stateless_uniform([rows, size], seed)
+    chance = chance if mine is None else tf.gather(chance, mine)
     chance = tf.where(best > LEFT_OUT, chance, -1.0)
     _, drawn = tf.math.top_k(chance, tf.minimum(count, size))
     real = tf.gather(best, drawn, batch_dims=1) > LEFT_OUT

@@ -18,7 +18,8 @@ class Retrieval(tf_keras.layers.Layer):
     """In-batch softmax over pooled cosines with extra negatives: `tfrs.tasks.Retrieval`.
 
     The targets come in groups; a group's candidates are its own targets and the
-    negatives that all groups share. So the cost is linear in the targets of a step.
+    negatives that all groups share. So the cost is linear in the targets of a step. Groups
+    are of the targets of all replicas, each of which has the losses of its own.
 
     Args:
       group: Most targets of a group.
@@ -50,41 +51,53 @@ class Retrieval(tf_keras.layers.Layer):
         )
         super().build(input_shape)
 
-    def call(self, query, *, items, pooled, target, negatives, taken, real, frequency):
-        """Loss of each target.
+    def call(
+        self, query, *, items, pooled, target, negatives, taken, real, frequency, first=0
+    ):
+        """Loss of each of a replica's own targets.
 
         Args:
           query: `[n, d]` unit vectors; n is static.
           items: `[U]` rows of the step's items, each once.
           pooled: `[U, d]` their unit vectors.
-          target: `[n]` where each target is among `items`.
+          target: `[N]` where each target of all replicas is among `items`; N is static.
           negatives: `[K]` where the negatives are among `items`, drawn uniformly from
             those of a `frequency` above 0.
           taken: `[B, U]` True where an item is a positive of a user, so no negative; the
             targets of each of the B users stand together, n / B each.
-          real: `[n]` False where a target is padding, so no candidate.
+          real: `[N]` False where a target is padding, so no candidate.
           frequency: `[I]` share of each item row among the training targets.
+          first: Which of the N is the first of the n.
 
         Returns:
           `[n]` float32; where `real` is False a number without meaning.
         """
-        each = query.shape[0] // taken.shape[0]
+        count, total = query.shape[0], target.shape[0]
+        each = count // taken.shape[0]
         losses = []
-        for start in range(0, query.shape[0], self.group):
-            g = slice(start, min(start + self.group, query.shape[0]))
-            at = tf.concat([target[g], negatives], 0)
+        for start in range(0, total, self.group):
+            stop = min(start + self.group, total)
+            begin, end = max(start, first), min(stop, first + count)
+            if begin >= end:
+                continue
+            # A query's own candidate stands in its place: the replica's own come first.
+            ordered = lambda x, *cut: tf.concat([x[a:b] for a, b in cut], 0)
+            cut = (begin, end), (start, begin), (end, stop)
+            at = tf.concat([ordered(target, *cut), negatives], 0)
+            g = slice(begin - first, end - first)
             # Few users own a group's targets: columns first, rows after.
             owner = np.arange(g.start, g.stop) // each
             theirs = tf.gather(taken[owner[0] : owner[-1] + 1], at, axis=1)
             own = tf.gather(theirs, owner - owner[0])
-            losses.append(self._group(query[g], items, pooled, at, own, real[g], frequency))
+            chosen = ordered(real, *cut)
+            losses.append(self._group(query[g], items, pooled, at, own, chosen, frequency))
         return tf.concat(losses, 0)
 
     def _group(self, query, items, pooled, at, taken, real, frequency):
         ids = tf.gather(items, at)
         drawn = tf.fill(tf.shape(at) - tf.shape(real), True)
         usable = tf.concat([real, drawn], 0) & ~taken
-        own = tf.eye(tf.shape(real)[0], tf.shape(at)[0]) > 0
+        own = tf.eye(tf.shape(query)[0], tf.shape(at)[0]) > 0
         return self.task(
             query * tf.exp(self.log_scale),
             tf.gather(pooled, at),

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tfrec_attn.arrays import stacked
-from tfrec_attn.model import augmentation
+from tfrec_attn.model import augmentation, replicas
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model.chunks import in_chunks
 from tfrec_attn.model.tokenizer import WordPiece
@@ -132,7 +132,8 @@ class Live:
         """`text_mean` of a step's items, of some of them with a gradient.
 
         Args:
-          means: `[U, width]` as they were encoded last.
+          means: `[U, width]` as they were encoded last; of several replicas, of the share
+            that this one has of the U items.
           rows: `[U]` item rows.
           at: Places among the U items, of any shape: those to choose from.
           seed: `[2]` of the choice, and of what is dropped.
@@ -148,8 +149,13 @@ class Live:
             lost = tf.random.experimental.stateless_fold_in(seed, 0)
             pad = self.tokens.pad_id
             ids = augmentation.without_pieces(ids, pad, self.lost, lost)
-        live = self._passed(ids, seed)[: tf.shape(places)[0]]
+        if replicas.count() > 1:
+            seed = tf.random.experimental.stateless_fold_in(seed, replicas.place())
+        said = self._passed(replicas.share(ids), seed)
+        live = replicas.together(said, tf.shape(ids)[0])[: tf.shape(places)[0]]
         live = tf.where(tf.gather(self.real, chosen)[:, None], live, 0.0)
+        places, here = replicas.place_in_share(places, tf.size(rows))
+        live = live if here is None else tf.gather(live, here)
         return tf.tensor_scatter_nd_update(means, places[:, None], live)
 
     def _cut(self, ids):
