@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 
 from tests.model.test_recommender import RETRIEVAL, build, shop
-from tfrec_attn import checkpoints, config, fit
+from tfrec_attn import checkpoints, config, distribution, fit
 from tfrec_attn.keeper import Keeper
 
 
@@ -260,8 +260,10 @@ def test_an_unknown_metric_is_named_with_those_there_are(tmp_path):
 
 @pytest.mark.parametrize(("name", "replicas"), [("one", 1), ("auto", 2), ("mirrored", 2)])
 def test_a_strategy_takes_one_device_or_all(name, replicas):
-    assert fit.strategy(name).num_replicas_in_sync == replicas
-    assert isinstance(fit.strategy(name), tf.distribute.MirroredStrategy) == (replicas > 1)
+    assert distribution.strategy(name).num_replicas_in_sync == replicas
+    assert isinstance(distribution.strategy(name), tf.distribute.MirroredStrategy) == (
+        replicas > 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -291,3 +293,17 @@ def test_a_step_that_does_not_fit_is_told_by_train(tmp_path):
     model.train_step = full
     with pytest.raises(MemoryError, match="lower train"):
         train(model, Validation(model, 0.1), tmp_path, epochs=1)
+
+
+def test_a_service_makes_the_batches_where_one_is_named(tmp_path, monkeypatch):
+    asked = []
+
+    def training(*args, address, **options):
+        asked.append((address, options))
+        return fit.batches.training(*args, **options)
+
+    monkeypatch.setattr(fit.service, "training", training)
+    model = build(**RETRIEVAL)
+    validate = Validation(model, 0.1, 0.1)
+    train(model, validate, tmp_path, epochs=1, data_service="host:5050")
+    assert asked == [("host:5050", {"seed": 0, "epoch": 0, "step": 0})]

@@ -27,7 +27,7 @@ ROWS = [
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],
     ["layers", "keras3_layers"],
     ["model"],
-    ["baselines", "metrics", "optimizers", "plots", "preemption"],
+    ["baselines", "distribution", "metrics", "optimizers", "plots", "preemption"],
     ["checkpoints"],
     ["keeper"],
     ["monitors"],

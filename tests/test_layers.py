@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from tests.model import reference
-from tfrec_attn import fit, keras3_layers, layers
+from tfrec_attn import distribution, keras3_layers, layers
 
 B, C, N, M, D = 2, 3, 7, 5, 6
 FULL = {"heads": 2, "dim": 8, "bidirectional": True, "focus": 4.0, "scale": 3.0}
@@ -319,7 +319,7 @@ def test_compiles_by_xla(case):
 
 @every
 def test_replicas_agree(case):
-    strategy = fit.strategy("mirrored")
+    strategy = distribution.strategy("mirrored")
     with strategy.scope():
         mirrored = layer_of(case)
     x = case.inputs()

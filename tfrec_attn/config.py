@@ -250,9 +250,9 @@ class Loss(_Section):
       hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
         retrieval would hand on at this step.
       easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
-      ranked_targets: Targets of a step, per replica, that train the ranking. In a stage of
-        its own they are drawn one by one from all users, and are the whole step.
-      labelled_targets: Targets of a step, per replica, of any label, that train the
+      ranked_targets: Targets of a step, over all replicas, that train the ranking. In a
+        stage of its own they are drawn one by one from all users, and are the whole step.
+      labelled_targets: Targets of a step, over all replicas, of any label, that train the
         feedback.
       temperature: Initial divisor of the pooled cosine; it is trained.
     """
@@ -326,7 +326,11 @@ class Train(_Section):
       checkpoint_steps: Steps of an epoch after which the state is kept, as it is at its end
         in any case; 0 keeps none within.
       seed: Of weights, order and dropout.
-      strategy: `auto` mirrors over all visible devices, `one` uses the first.
+      strategy: `one` uses the first visible device, `mirrored` all of them, `multiworker`
+        those of all workers that the environment's `TF_CONFIG` names; `auto` is
+        `multiworker` where it names several, and else `mirrored`.
+      data_service: `host:port` of a tf.data service's dispatcher, whose workers make the
+        batches; by default the trainer makes them.
     """
 
     epochs: Positive = 60
@@ -345,7 +349,8 @@ class Train(_Section):
     patience: Positive = 10
     checkpoint_steps: int = pydantic.Field(2000, ge=0)
     seed: int = 0
-    strategy: Literal["auto", "one", "mirrored"] = "auto"
+    strategy: Literal["auto", "one", "mirrored", "multiworker"] = "auto"
+    data_service: str = pydantic.Field("", pattern=r"^(\S+:\d+)?$")
 
 
 class Index(_Section):

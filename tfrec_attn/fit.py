@@ -1,4 +1,4 @@
-"""Training: strategy, stages, steps, progress."""
+"""Training: stages, steps, progress."""
 
 import contextlib
 import functools
@@ -11,28 +11,15 @@ import tensorflow as tf
 import tf_keras
 from tqdm import tqdm
 
-from tfrec_attn import optimizers
-from tfrec_attn.data import batches
-from tfrec_attn.data.examples import Examples, make
+from tfrec_attn import distribution, optimizers
+from tfrec_attn.data import batches, service
+from tfrec_attn.data.examples import Examples
+from tfrec_attn.data.examples import make as examples_of
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model import tuning
 from tfrec_attn.model.recommender import Recommender
 from tfrec_attn.monitors import Monitors
 from tfrec_attn.preemption import Preemption
-
-
-def strategy(name: str) -> tf.distribute.Strategy:
-    """`auto` and `mirrored` use all visible devices, `one` the first of them."""
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if name == "one":
-        return tf.distribute.OneDeviceStrategy(devices[0].name)
-    return _mirrored(tuple(device.name for device in devices))
-
-
-@functools.cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
-    """One a process: a second one would give its collectives the keys of the first."""
-    return tf.distribute.MirroredStrategy(devices)
 
 
 def deterministic(seed: int) -> None:
@@ -119,7 +106,7 @@ def run_stage(
     if keeper.stage == "ranking":
         # Targets that share a window are of one user: a step learns more from as many of
         # different users.
-        examples = make(examples.history, examples.targets, length=examples.length)
+        examples = examples_of(examples.history, examples.targets, length=examples.length)
     per_epoch = batches.steps(examples, size)
     keeper.begin()
     live = model.trained_bert
@@ -140,17 +127,21 @@ def run_stage(
     keeper.watch(per_epoch, resume)
     if keeper.stopped or keeper.done >= epochs:
         return
-    begin = {"epoch": len(keeper.history), "step": keeper.position.step}
-    stream = batches.training(examples, size, seed=settings.seed, **begin)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = (
-        tf.data.experimental.AutoShardPolicy.OFF
+    make = functools.partial(
+        service.training if settings.data_service else batches.training,
+        examples,
+        size,
+        seed=settings.seed,
+        epoch=len(keeper.history),
+        step=keeper.position.step,
+        **({"address": settings.data_service} if settings.data_service else {}),
     )
+    stream = distribution.distributed(model.distribute_strategy, make, size, model.parts)
     targets, watching = len(examples.targets), monitors or Monitors()
     advice = advice_of_memory(keeper.stage, tuned=live is not None)
     with advice, keeper.preemption.waiting():
         model.fit(
-            stream.with_options(options),
+            stream,
             epochs=epochs,
             initial_epoch=keeper.done,
             steps_per_epoch=per_epoch,

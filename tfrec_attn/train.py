@@ -38,7 +38,12 @@ def parser() -> argparse.ArgumentParser:
         help="changes one setting; may be repeated",
     )
     p.add_argument("--bad-rows", choices=("stop", "set-aside"))
-    p.add_argument("--strategy", choices=("auto", "one", "mirrored"))
+    p.add_argument("--strategy", choices=("auto", "one", "mirrored", "multiworker"))
+    p.add_argument(
+        "--data-service",
+        metavar="HOST:PORT",
+        help="dispatcher of a tf.data service whose workers make the batches",
+    )
     p.add_argument(
         "--resume",
         action="store_true",
@@ -80,6 +85,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         "data.interactions": args.interactions,
         "data.bad_rows": args.bad_rows,
         "train.strategy": args.strategy,
+        "train.data_service": args.data_service,
     }
     overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
     overrides += args.set
@@ -105,6 +111,9 @@ def run(
 ) -> dict:
     """Trains, evaluates on the test fold once, and writes all of it to `out`.
 
+    Of several workers each calls it; the chief alone writes and has a result,
+    which of the others is empty.
+
     Args:
       config: All settings.
       out: Run folder.
@@ -118,9 +127,55 @@ def run(
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
         and the settings or the tables are not those that the training was begun with.
     """
-    from tfrec_attn import evaluate, fit, incremental, metrics, pipeline, plots, runs
+    from tfrec_attn import distribution, runs
 
+    # Before anything else that TensorFlow does: workers meet here.
+    strategy = distribution.strategy(config.train.strategy)
     begun = runs.claim(out, resume=resume)
+    # Of several workers one alone cannot keep a state: it would wait for the others.
+    waits = preemption if distribution.alone(strategy) else None
+    with (
+        distribution.advice_of_loss(strategy),
+        distribution.own_folder(strategy, out) as place,
+    ):
+        result = _run(
+            config,
+            place,
+            strategy,
+            begun=begun,
+            resume=resume,
+            base=base,
+            preemption=waits,
+            monitors=monitors,
+            tested=tested,
+        )
+    return result if distribution.is_chief(strategy) else {}
+
+
+def _run(
+    config: config_lib.Config,
+    out: Path,
+    strategy,
+    *,
+    begun: bool,
+    resume: bool,
+    base: Path | None,
+    preemption: Preemption | None,
+    monitors: Any,
+    tested: bool,
+) -> dict:
+    """One worker's part of `run`, in its own folder."""
+    from tfrec_attn import (
+        distribution,
+        evaluate,
+        fit,
+        incremental,
+        metrics,
+        pipeline,
+        plots,
+        runs,
+    )
+
     past = incremental.Past.of(out) if begun else None
     if base and not (begun and incremental.grown(out)):
         base = incremental.base(base)
@@ -142,7 +197,6 @@ def run(
     logger.info("split %s: %s", prepared.split.name, prepared.split.promise)
     # Here, as whatever has made layers before, as to encode texts, has drawn from the seed.
     fit.deterministic(config.train.seed)
-    strategy = fit.strategy(config.train.strategy)
     with strategy.scope():
         model = pipeline.build(prepared, config.train.precision)
     model.warm_up()
@@ -151,7 +205,9 @@ def run(
     if prepared.old is not None:
         incremental.begin(model, out)
     most = config.train.validation_queries
-    validate = lambda: evaluate.evaluate(model, prepared, "validation", most=most)
+    validate = distribution.by_chief(
+        strategy, lambda: evaluate.evaluate(model, prepared, "validation", most=most)
+    )
     untrained = metrics.summary(validate())
     if config.train.monitor not in untrained:
         raise ValueError(
@@ -183,7 +239,8 @@ def run(
         "rejected_rows": len(prepared.tables.rejects),
     }
     if tested:
-        table = evaluate.means(model, prepared, "test")
+        means = lambda: evaluate.means(model, prepared, "test")
+        table = distribution.from_chief(strategy, means)
         print(evaluate.show(table), file=sys.stderr)
         result["test"] = table
     runs.write_json(out / "metrics.json", result)
@@ -214,14 +271,15 @@ def watched(args: argparse.Namespace, preemption: Preemption) -> dict:
         shown = functools.partial(monitors.WandB, curves)
         watch = monitors.Monitors(profile, (shown,))
         result = run(config, out, monitors=watch, **again)
-        curves.summary.update({"test": result["test"]})
+        curves.summary.update({"test": result.get("test", {})})
         return result
 
 
 def main(argv=None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     preemption = Preemption()
     try:
         with preemption:
@@ -235,7 +293,8 @@ def main(argv=None) -> int:
             message = f"{error.filename}: {error.strerror}."
         print(f"tfrec_attn.train: {message}", file=sys.stderr)
         return 2
-    print(json.dumps(result))
+    if result:
+        print(json.dumps(result))
     return 0
 
 

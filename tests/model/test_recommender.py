@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tfrec_attn import config as config_lib
-from tfrec_attn import fit
+from tfrec_attn import distribution
 from tfrec_attn.data import batches, examples
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
@@ -32,7 +32,7 @@ SETTINGS = {
 }
 # Only the retrieval, with fewer negatives than items.
 RETRIEVAL = {"ranking": 0.0, "feedback": 0.0, "negatives": 5}
-STRATEGY = fit.strategy("mirrored")
+STRATEGY = distribution.strategy("mirrored")
 
 
 def events():

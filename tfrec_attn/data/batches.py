@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from tfrec_attn.data import shares
 from tfrec_attn.data.examples import Examples
 
 Batch = dict[str, tf.Tensor]
@@ -64,8 +65,21 @@ def steps(examples: Examples, batch_size: int) -> int:
     return -(-len(examples) // batch_size)
 
 
+def orders(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """For each epoch from `epoch` on the rows of its batches, `[steps, B]`; -1 fills up."""
+    for turn in range(epoch, np.iinfo(np.int32).max):
+        order = np.random.default_rng((seed, turn)).permutation(count)
+        yield np.append(order, np.full(-count % batch_size, -1)).reshape(-1, batch_size)
+
+
 def training(
-    examples: Examples, batch_size: int, *, seed: int, epoch: int = 0, step: int = 0
+    examples: Examples,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    step: int = 0,
+    at: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """An endless stream of shuffled batches of one static shape.
 
@@ -79,17 +93,19 @@ def training(
       seed: Of the order.
       epoch: The first one to give.
       step: How many of its batches to leave out; they are not made.
+      at: `[R, b]` places of a batch, -1 for an empty example: each batch then comes as R
+        elements of b examples, for R replicas. By default as one, of all places.
     """
+    at = shares.places(batch_size) if at is None else at
 
     def index() -> Iterator[np.ndarray]:
-        for turn in range(epoch, np.iinfo(np.int32).max):
-            order = np.random.default_rng((seed, turn)).permutation(len(examples))
-            pad = steps(examples, batch_size) * batch_size - len(examples)
-            rows = np.append(order, np.full(pad, -1)).reshape(-1, batch_size)
-            yield from rows[step if turn == epoch else 0 :]
+        epochs = orders(len(examples), batch_size, seed=seed, epoch=epoch)
+        for number, order in enumerate(epochs):
+            for rows in order[0 if number else step :]:
+                yield from shares.taken(rows, at)
 
     spec = {
-        name: tf.TensorSpec((batch_size, *value.shape[1:]), value.dtype)
+        name: tf.TensorSpec((at.shape[1], *value.shape[1:]), value.dtype)
         for name, value in gather(examples, np.full(1, -1)).items()
     }
     stream = lambda: (gather(examples, rows) for rows in index())
@@ -98,4 +114,4 @@ def training(
     # minute, which an iterator's end would wait for.
     options.autotune.enabled = False
     dataset = tf.data.Dataset.from_generator(stream, output_signature=spec)
-    return dataset.prefetch(2).with_options(options)
+    return dataset.prefetch(2 * len(at)).with_options(options)

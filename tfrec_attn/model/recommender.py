@@ -116,6 +116,8 @@ class Recommender(TwoStage):
                 "consistency",
             )
         }
+        # What a meter shows is of all replicas already; Keras would add it up once more.
+        self.distribute_reduction_method = "first"
         # The weights that training went on from, where it did; see `incremental.Origin`.
         self.pull, self.origin = pull, None
         self.steps = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps")
@@ -230,7 +232,7 @@ class Recommender(TwoStage):
             found = self.optimizer.get_unscaled_gradients(found)
         if self.pull and self.origin:
             found = self.origin.pulled(variables, found, self.pull / replicas.count())
-        pairs = zip(found, variables, strict=True)
+        pairs = zip(replicas.to_add_up(found), variables, strict=True)
         self.optimizer.apply_gradients((g, v) for g, v in pairs if g is not None)
         # A mean over replicas of each one's share is one replica's part of the sum.
         self.meters["loss"].update_state(total * float(replicas.count()))

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+# Entries of a gradient that are sent as they are, 16 MB.
+SMALL = 2**22
+
 
 def count() -> int:
     """R."""
@@ -83,6 +86,14 @@ def own_picks(pick, size: int):
     here = (pick[:, 0] >= first) & (pick[:, 0] < first + size)
     at = tf.squeeze(tf.where(here), 1)
     return tf.gather(pick, at) - [[first, 0]], at
+
+
+def to_add_up(gradients):
+    """Gradients in the form in which replicas add them up fastest: a table's as a whole,
+    where that is small, as the rows of all replicas would be looked through on each."""
+    small = lambda g: g.dense_shape is not None and g.shape.num_elements() <= SMALL
+    rows = lambda g: isinstance(g, tf.IndexedSlices) and count() > 1 and small(g)
+    return [tf.convert_to_tensor(g) if rows(g) else g for g in gradients]
 
 
 def share(value):
