@@ -130,21 +130,10 @@ def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
     return events.user.astype(np.int64) * n_items + events.item
 
 
-def paths(config: Config) -> tuple[Any, Any, Any]:
-    """The files of items, users and interactions."""
-    data = config.data
-    if not data.source:
-        return data.items, data.users, data.interactions
-    from tfrec_attn.data import sources
-
-    folder = sources.movielens_100k()
-    return folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
-
-
 def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
     """The tables that the config names, and the config with their schema."""
     data, schema = config.data, config.schema_
-    items, users, interactions = paths(config)
+    items, users, interactions = data.paths
     if items is None:
         raise ValueError("No tables: give --items and --interactions, or set data.source.")
     found = tables.read_tables(

@@ -292,12 +292,17 @@ class Recommender(TwoStage):
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(vectors)),
             query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
-            taken=sampling.taken(
-                self.positives_of, batch["user"], items, self.frequency.shape[0]
-            ),
+            taken=sampling.taken(self._positives(batch), items),
             positive=self.positive(batch),
             training=training,
         )
+
+    def _positives(self, batch) -> tf.RaggedTensor:
+        """`[B, None]` item rows of the users' training positives: those that come with a
+        batch that is read from shards, else those that the model knows."""
+        if "positives" in batch:
+            return tf.RaggedTensor.from_tensor(batch["positives"], padding=-1)
+        return tf.gather(self.positives_of, batch["user"])
 
     def _ranking(self, step):
         """The scorer alone has to find the target: it learns nothing that the retrieval
