@@ -3,12 +3,14 @@
 Letters: B examples of a batch, W events of a window, T targets of an example.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
 from tfrec_attn.data.examples import Examples
+from tfrec_attn.data.shards import Shards
 
 Batch = dict[str, tf.Tensor]
 
@@ -59,13 +61,23 @@ def _span(begin: np.ndarray, end: np.ndarray, width: int) -> tuple[np.ndarray, n
     return np.where(real, position, 0), real
 
 
-def steps(examples: Examples, batch_size: int) -> int:
+def steps(examples: Examples | Shards, batch_size: int) -> int:
     """Batches of an epoch; the last one may be padded."""
     return -(-len(examples) // batch_size)
 
 
+def naming(examples: Examples | Shards) -> contextlib.AbstractContextManager:
+    """Names the shard that cannot be read, where there are shards."""
+    return examples.naming() if isinstance(examples, Shards) else contextlib.nullcontext()
+
+
 def training(
-    examples: Examples, batch_size: int, *, seed: int, epoch: int = 0, step: int = 0
+    examples: Examples | Shards,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    step: int = 0,
 ) -> tf.data.Dataset:
     """An endless stream of shuffled batches of one static shape.
 
@@ -80,6 +92,8 @@ def training(
       epoch: The first one to give.
       step: How many of its batches to leave out; they are not made.
     """
+    if isinstance(examples, Shards):
+        return examples.batches(batch_size, seed=seed, epoch=epoch, step=step)
 
     def index() -> Iterator[np.ndarray]:
         for turn in range(epoch, np.iinfo(np.int32).max):

@@ -118,6 +118,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.user)
 
+    @property
+    def n_targets(self) -> int:
+        """Of an epoch."""
+        return len(self.targets)
+
+    def singly(self) -> "Examples":
+        """The same targets, each with a window of its own."""
+        return make(self.history, self.targets, length=self.length)
+
 
 def make(history: Events, targets: Events, *, length: int, count: int = 1) -> Examples:
     """Cuts one window around each run of up to `count` targets of one user.

@@ -54,7 +54,7 @@ def write_events(part: Part, path: Path) -> str:
     return total.hexdigest()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Folder:
     """A complete one.
 
@@ -111,18 +111,18 @@ class Folder:
         return Tables(
             items=read("items"),
             users=read("users"),
-            interactions=self._all().drop("fold", "row") if with_events else _no_events(),
+            interactions=self._all.drop("fold", "row") if with_events else _no_events(),
             schema=Schema.model_validate(self.made["schema"]),
             rejects=found,
         )
 
     def split(self, *, with_rows: bool) -> splits.Split:
         """The split; `with_rows` says which rows each fold has, and else it has none."""
-        fold = self._all()["fold"].to_numpy() if with_rows else np.zeros(0, np.uint8)
+        fold = self._all["fold"].to_numpy() if with_rows else np.zeros(0, np.uint8)
         rows = {name: np.flatnonzero(fold == i) for i, name in enumerate(FOLDS)}
         return splits.Split(**rows, context=np.zeros(0, np.int64), **self.made["split"])
 
-    @functools.cache
+    @functools.cached_property
     def _all(self) -> pl.DataFrame:
         frames = []
         for one in self.parts:

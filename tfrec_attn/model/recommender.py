@@ -292,7 +292,9 @@ class Recommender(TwoStage):
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(vectors)),
             query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
-            taken=sampling.taken(self._positives(batch), items),
+            taken=tf.ensure_shape(
+                sampling.taken(self._positives(batch), items), [seen.shape[0], None]
+            ),
             positive=self.positive(batch),
             training=training,
         )
