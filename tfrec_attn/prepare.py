@@ -132,7 +132,7 @@ def _plan(config, schema: Schema, out: Path, files, sample) -> preparing.Plan:
     shares = None
     if split.name == "global-time":
         shares = split.validation or split.share, split.share
-    whole = interactions.Whole.of(sample.frame, schema.interactions)
+    whole = interactions.Whole.of(sample, schema.interactions)
     numbers = preparing.numbers(files, schema.interactions.user or "")
     rough = sum(_events(path) for path in files)
     return preparing.Plan(

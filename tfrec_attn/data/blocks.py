@@ -17,6 +17,8 @@ from tfrec_attn.data.schema import FileFormat
 
 # Rows of a Parquet block, bytes of one of text: about as much memory.
 ROWS, BYTES = 2**20, 2**26
+# Bytes of a header.
+LONGEST = 2**16
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -43,7 +45,12 @@ class Block:
 
 
 def of_file(
-    path: Path, file: int, file_format: FileFormat, *, rows: int = ROWS, size: int = BYTES
+    path: Path,
+    file: int,
+    file_format: FileFormat,
+    *,
+    rows: int | None = None,
+    size: int | None = None,
 ) -> list[Block]:
     """The blocks of one file, in order.
 
@@ -51,9 +58,10 @@ def of_file(
       path: The file.
       file: Its number.
       file_format: How it is written.
-      rows: Of a Parquet block.
-      size: Bytes of one of text, at least.
+      rows: Of a Parquet block, `ROWS` by default.
+      size: Bytes of one of text, at least; `BYTES` by default.
     """
+    rows, size = rows or ROWS, size or BYTES
     if readers.kind_of(path) in readers.PARQUET:
         try:
             count = pl.scan_parquet(path).select(pl.len()).collect().item()
@@ -78,7 +86,7 @@ def _of_text(path: Path, file: int, file_format: FileFormat, size: int) -> Itera
     header = ()
     if delimits and not file_format.header:
         with path.open("rb") as opened:
-            header = _header(opened.read(size), path, file_format)
+            header = _header(opened.read(max(size, LONGEST)), path, file_format)
     number = begin = lines = 0
     for end, count in _ends(path, size, quoting):
         yield Block(
@@ -92,6 +100,8 @@ def _header(data: bytes, path: Path, file_format: FileFormat) -> tuple[str, ...]
     comma = readers.kind_of(path) in readers.COMMA
     separator = file_format.separator or ("," if comma else "\t")
     data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+    # Whether the header is UTF-8 is looked at where the first block is read.
+    data = data.decode(errors="replace").encode()
     data = data[: data.rfind(b"\n") + 1] or data + b"\n"
     return delimited.names(data, separator, file_format.quoting, str(path))
 

@@ -33,8 +33,14 @@ class Whole:
     first: int = 1
 
     @classmethod
-    def of(cls, frame: pl.DataFrame, schema: InteractionSchema) -> "Whole":
-        """As the rows of `frame` say, a good part of the table."""
+    def of(cls, raw: RawTable, schema: InteractionSchema) -> "Whole":
+        """As some rows say, a good part of the table.
+
+        Raises:
+          ValueError: When a column that the schema names is not there.
+        """
+        checks.require(raw, dict(_named_columns(schema).values()))
+        frame = raw.frame
         return cls(
             columns.all_whole(frame[schema.user or ""]),
             columns.all_whole(frame[schema.item or ""]),

@@ -101,19 +101,22 @@ def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort(user * times + time, maintain_order=True)
 
 
-def records(cut: examples.Examples, size: int = RECORD) -> Iterator[dict[str, np.ndarray]]:
+def records(
+    cut: examples.Examples, size: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Examples whose targets are their histories, in records of whole users.
 
     Args:
       cut: E examples, in order of user.
-      size: Events of a record, but for what the last of its users has more.
+      size: Events of a record, but for what the last of its users has more; `RECORD` by
+        default.
 
     Yields:
       `user` `[u]` rows and `events` `[u]` how many each has; `item`, `time`, `feedback`,
       `weight` `[n]` of these events; `stop` `[n]` and `first`, `last`, `begin`, `end` `[e]`
       of `examples.Examples`, from the record's first event.
     """
-    past = cut.history
+    past, size = cut.history, size or RECORD
     if not len(past):
         return
     starts = np.flatnonzero(np.diff(past.user, prepend=-1))

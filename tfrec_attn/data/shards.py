@@ -146,7 +146,10 @@ class Shards:
         # See `batches.training`.
         options.autotune.enabled = False
         turns = tf.data.Dataset.range(epoch, np.iinfo(np.int32).max)
-        return turns.flat_map(one).prefetch(2).with_options(options)
+        # Of a stream that may end a strategy would ask at each step whether it has, and
+        # forget the shapes.
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        return turns.flat_map(one).apply(endless).prefetch(2).with_options(options)
 
     def _specs(self) -> dict[str, tf.TensorSpec]:
         """Of one example."""
@@ -222,7 +225,8 @@ class Shards:
         start = tf.where(
             owner > 0, tf.gather(record["liked_end"], tf.maximum(owner - 1, 0)), 0
         )
-        liked, real = _span(start, end, tf.reduce_max(end - start))
+        # At least one place, as to unbatch nothing ends the process (TensorFlow 2.20).
+        liked, real = _span(start, end, tf.maximum(1, tf.reduce_max(end - start)))
         empty = tf.size(record["liked"]) == 0
         items = tf.cond(empty, lambda: tf.constant([0]), lambda: record["liked"])
         return {
