@@ -9,8 +9,8 @@ items far more often than most. Prints Markdown tables:
 - the seconds in which Polars reads the file, sorts it by user and time and writes it, those
   of `tfrec_attn.prepare`, both in processes of their own, and how many times as many they
   are (best of `--times` runs, one after another by turns);
-- of trainings of some steps on streams of a hundredth, a tenth and all of the interactions
-  over the same catalogue, with the same model and batch: examples and targets a second
+- of trainings of some steps on streams of 1 in 200, 1 in 20, half and all of the
+  interactions over the same catalogue, with the same model and batch: examples and targets a second
   (median over the steps after the first ten), and the peak memory of the process with its
   children.
 """
@@ -212,7 +212,7 @@ def run(place: Path, args) -> None:
     ids = np.arange(args.items)
     table = pl.DataFrame({"item_id": ids, "kind": [f"kind {i % 50}" for i in ids]})
     table.write_parquet(place / "items.parquet")
-    sizes = [args.interactions // 100, args.interactions // 10, args.interactions]
+    sizes = [args.interactions // part for part in (200, 20, 2, 1)]
     for size in sizes:
         write(place / f"{size}.parquet", size, args.items)
     whole = place / f"{args.interactions}.parquet"
