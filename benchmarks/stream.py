@@ -10,9 +10,9 @@ items far more often than most. Prints Markdown tables:
   of `tfrec_attn.prepare`, both in processes of their own, and how many times as many they
   are (best of `--times` runs, one after another by turns);
 - of trainings of some steps on streams of 1 in 200, 1 in 20, half and all of the
-  interactions over the same catalogue, with the same model and batch: examples and targets a second
-  (median over the steps after the first ten), and the peak memory of the process with its
-  children.
+  interactions over the same catalogue, with the same model and batch: examples and targets
+  a second (median over the steps after the first ten), and the peak memory of the process
+  with its children.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def train(folder: Path, steps: int) -> None:
     model.compile(optimizer=optimizers.make(config.train, steps, None))
     model.optimizer.build(model.trainable_variables)
     stream = iter(batches.training(examples, size, seed=config.train.seed))
-    step = tf.function(lambda batch: model.train_step(batch))
+    step = tf.function(model.train_step, autograph=False)
     took, targets = [], []
     for _ in range(WARM_UP + steps):
         begun = time.perf_counter()

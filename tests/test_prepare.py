@@ -1,7 +1,6 @@
 """From tables larger than memory to a trained run: the same examples, folds and words."""
 
 import json
-import logging
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,7 @@ import tensorflow as tf
 from tests.test_line import SMALL, check_same_history, history, train_until
 from tfrec_attn import config as config_lib
 from tfrec_attn import evaluate, export, pipeline, prepare, runs, streamed, train
-from tfrec_attn.data import batches, blocks, examples, partitions
+from tfrec_attn.data import batches, blocks, partitions
 
 ITEMS, USERS = 31, 23
 LENGTH, TARGETS = 4, 3
@@ -147,7 +146,7 @@ def test_an_epoch_holds_the_examples_of_the_tables_once(both):
 
 
 def test_positives_come_with_the_batch_and_none_is_held_out(both):
-    out, tables = both
+    out, _ = both
     stream, memory = read(out)
     train = memory.events(memory.split.train)
     liked = memory.label_is_positive[train.feedback]
@@ -160,7 +159,7 @@ def test_positives_come_with_the_batch_and_none_is_held_out(both):
 
 def test_a_target_sees_what_came_strictly_before_in_training_alone(both):
     """By the rows themselves, one by one."""
-    out, tables = both
+    out, _ = both
     stream, memory = read(out)
     table = memory.tables.interactions
     in_training = {int(row) for row in memory.split.train}
@@ -250,10 +249,13 @@ def test_formats_agree(both, kind, tmp_path):
 
 
 def test_whole_numbers_stay_numbers_until_they_are_ids(tmp_path):
-    place, table = tmp_path, pl.DataFrame(
-        [(int(u[1:]), int(i[1:]) * 1000, r, t) for u, i, r, t in rows()],
-        schema=["user_id", "item_id", "rating", "timestamp"],
-        orient="row",
+    place, table = (
+        tmp_path,
+        pl.DataFrame(
+            [(int(u[1:]), int(i[1:]) * 1000, r, t) for u, i, r, t in rows()],
+            schema=["user_id", "item_id", "rating", "timestamp"],
+            orient="row",
+        ),
     )
     table.write_parquet(place / "interactions.parquet")
     ids = [i * 1000 for i in range(ITEMS)]

@@ -49,8 +49,8 @@ class Data(_Section):
             )
         if self.prepared and (self.source or any(paths)):
             raise ValueError(
-                f"prepared={self.prepared!r} has its tables in it: remove it, or source and "
-                "the paths."
+                f"prepared={self.prepared!r} has its tables in it: remove it, or source "
+                "and the paths."
             )
         if not self.source and (self.items is None) != (self.interactions is None):
             raise ValueError("items and interactions are both needed.")

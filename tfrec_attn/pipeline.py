@@ -46,7 +46,7 @@ class Prepared:
         `with_items` has added others.
       past: What an earlier training knew; None where the run is the first.
       old: `[interactions]` bool, which events that training had; None where none is.
-      kept: The folder that `tfrec_attn.prepare` made of the tables; None where they were read.
+      kept: The folder that `tfrec_attn.prepare` made; None where tables were read.
     """
 
     config: Config
@@ -230,9 +230,7 @@ def stored(
     config = _with_schema(config, found.schema)
     split = kept.split(with_rows=whole)
     counts = kept.counts["train"]
-    return _made(
-        kind, config, found, split, counts, counts, out=out, past=past, kept=kept
-    )
+    return _made(kind, config, found, split, counts, counts, out=out, past=past, kept=kept)
 
 
 def _require_same(config: Config, kept: folder.Folder) -> None:

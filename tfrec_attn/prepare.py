@@ -21,8 +21,16 @@ import tomli_w
 
 from tfrec_attn import config as config_lib
 from tfrec_attn import preparing
-from tfrec_attn.data import blocks, folder, interactions, partitions, readers, rejects
-from tfrec_attn.data import splits, tables
+from tfrec_attn.data import (
+    blocks,
+    folder,
+    interactions,
+    partitions,
+    readers,
+    rejects,
+    splits,
+    tables,
+)
 from tfrec_attn.data.schema import Schema
 from tfrec_attn.labels import LABELS
 
@@ -52,7 +60,9 @@ def run(config: config_lib.Config, out: Path, beam_flags: list[str]) -> dict[str
     _require(config, out)
     items, users, _ = config.data.paths
     files, sample = _sample(config)
-    schema, known_items, known_users = tables.read_both(items, users, sample, config.schema_)
+    schema, known_items, known_users = tables.read_both(
+        items, users, sample, config.schema_
+    )
     config = config.model_copy(update={"schema_": schema})
     _require_time(config)
     bad = pl.concat([known_items.rejects, known_users.rejects])
@@ -98,7 +108,8 @@ def _require(config: config_lib.Config, out: Path) -> None:
         raise ValueError(f"--out names a folder: {out} is a file.")
     if (out / folder.MANIFEST).exists():
         raise ValueError(
-            f"{out} holds prepared data already: name another folder by --out, or remove it."
+            f"{out} holds prepared data already: name another folder by --out, or remove "
+            "this one."
         )
 
 
@@ -213,7 +224,8 @@ def _finish(config, plan: preparing.Plan, known_users, entity_rejects) -> dict[s
     splits.require_folds(name, {fold: total(fold) for fold in partitions.FOLDS}, every)
     users = tables.add_users(known_users, preparing.users(plan, numbers))
     _write_users(users, preparing.users(plan, numbers), plan.out / "users.parquet")
-    np.savez(plan.out / "counts.npz", **{n: counts[n] for n in partitions.FOLDS})
+    positive: Any = {fold: counts[fold] for fold in partitions.FOLDS}
+    np.savez(plan.out / "counts.npz", **positive)
     made = {
         "version": folder.VERSION,
         "digest": hashlib.sha256("".join(p["digest"] for p in parts).encode()).hexdigest(),
@@ -278,7 +290,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv=None) -> int:
-    """Prints a line of JSON about what was made; 2 with the reason where there is nothing."""
+    """Prints a line of JSON about what was made; 2 with the reason where nothing was."""
     args, beam_flags = parser().parse_known_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # A worker's fault is told once, by the command.

@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tfrec_attn.data import blocks, checks, examples, folder, interactions, partitions
-from tfrec_attn.data import readers, rejects
+from tfrec_attn.data import (
+    blocks,
+    checks,
+    examples,
+    folder,
+    interactions,
+    partitions,
+    readers,
+    rejects,
+)
 from tfrec_attn.data.schema import InteractionSchema
 
 FACTS = "facts.json"
@@ -258,7 +266,7 @@ def parts(plan: Plan) -> list[dict[str, Any]]:
 
 
 def totals(plan: Plan, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """Of the counts by item, the sums over all parts; of what is or is not, whether any is."""
+    """Of the counts by item, the sums over all parts; of yes and no, whether any is yes."""
     total: dict[str, np.ndarray] = {}
     for number in numbers:
         with np.load(plan.scratch / f"part-{number:05d}.npz") as one:

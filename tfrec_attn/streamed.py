@@ -67,7 +67,9 @@ class Streamed(pipeline.Prepared):
     def positives_of(self) -> tf.RaggedTensor:
         """None of anybody: they come with the batches."""
         nothing = tf.zeros([0], tf.int32)
-        return tf.RaggedTensor.from_row_lengths(nothing, tf.zeros(len(self.users), tf.int64))
+        return tf.RaggedTensor.from_row_lengths(
+            nothing, tf.zeros(len(self.users), tf.int64)
+        )
 
     def queries(self, fold: str) -> int:
         """How many examples a fold has."""
@@ -79,7 +81,7 @@ class Streamed(pipeline.Prepared):
 
     def counts_before(self, fold: str) -> np.ndarray:
         """`[I]` positive events of each item that are known before a fold."""
-        return sum(self._folder.counts[name] for name in partitions.known(fold))
+        return np.sum([self._folder.counts[name] for name in partitions.known(fold)], 0)
 
     def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
         """As of `Prepared`, with no more history than that of the users who are asked."""

@@ -129,8 +129,16 @@ def run(
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
         and the settings or the tables are not those that the training was begun with.
     """
-    from tfrec_attn import evaluate, fit, incremental, metrics, pipeline, plots, runs
-    from tfrec_attn import streamed
+    from tfrec_attn import (
+        evaluate,
+        fit,
+        incremental,
+        metrics,
+        pipeline,
+        plots,
+        runs,
+        streamed,
+    )
 
     begun = runs.claim(out, resume=resume)
     past = incremental.Past.of(out) if begun else None

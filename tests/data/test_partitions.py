@@ -1,5 +1,7 @@
 """One part of the users at a time: the same folds, windows and cuts as of the whole."""
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -93,7 +95,7 @@ def test_cuts_in_time_are_those_of_the_split(rows, validation, test, spans):
 def test_all_users_are_in_one_part_and_all_rows_in_some(rows, count):
     table = frame(rows)
     scattered, bounds = partitions.scattered(table, count)
-    pieces = [scattered[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    pieces = [scattered[a:b] for a, b in itertools.pairwise(bounds)]
     assert sorted(scattered["row"]) == list(range(len(rows)))
     users = [set(piece["user"]) for piece in pieces]
     assert sum(map(len, users)) == len(set(table["user"]))

@@ -83,15 +83,13 @@ def of_file(
 def _of_text(path: Path, file: int, file_format: FileFormat, size: int) -> Iterator[Block]:
     delimits = readers.kind_of(path) not in readers.JSON
     quoting = delimits and file_format.quoting and len(file_format.separator or ",") == 1
-    header = ()
+    header: tuple[str, ...] = ()
     if delimits and not file_format.header:
         with path.open("rb") as opened:
             header = _header(opened.read(max(size, LONGEST)), path, file_format)
     number = begin = lines = 0
     for end, count in _ends(path, size, quoting):
-        yield Block(
-            file, number, str(path), begin, end, lines, header if number else ()
-        )
+        yield Block(file, number, str(path), begin, end, lines, header if number else ())
         number, begin, lines = number + 1, end, lines + count
 
 

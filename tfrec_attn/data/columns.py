@@ -82,8 +82,8 @@ def identifier(series: pl.Series, whole: bool | None = None) -> Column:
     missing = ids.is_null() | ids.is_in(["", *_MISSING])
     faults = [(_NO_ID, missing)]
     if series.dtype.is_float():
-        whole = (series == series.round()) & (series.abs() < 2**53)
-        broken = ~missing & ~whole.fill_null(False)
+        fits = (series == series.round()) & (series.abs() < 2**53)
+        broken = ~missing & ~fits.fill_null(False)
         faults.append(("is no id: a number must be whole and below 2^53", broken))
         missing |= broken
     elif series.dtype == pl.String and whole is not False:

@@ -6,7 +6,7 @@
 | `items.parquet`, `users.parquet` | the checked tables, in order of row |
 | `counts.npz` | positive events by item and fold |
 | `train/part-….tfrecord` | training examples; see `records` |
-| `events/part-….parquet` | all events of a part's users with their folds, for evaluation, histories |
+| `events/part-….parquet` | all events of a part's users, with their folds |
 | `rejects.csv` | bad rows |
 
 The users of a part have rows that follow one another; in its files they count from 0.
@@ -50,7 +50,7 @@ def write_events(part: Part, path: Path) -> str:
     pl.DataFrame(columns).write_parquet(path, compression="lz4")
     total = hashlib.sha256(part.users.str.join("\n").item().encode())
     for values in columns.values():
-        total.update(np.ascontiguousarray(values))
+        total.update(np.ascontiguousarray(values).data)
     return total.hexdigest()
 
 
@@ -120,7 +120,8 @@ class Folder:
         """The split; `with_rows` says which rows each fold has, and else it has none."""
         fold = self._all["fold"].to_numpy() if with_rows else np.zeros(0, np.uint8)
         rows = {name: np.flatnonzero(fold == i) for i, name in enumerate(FOLDS)}
-        return splits.Split(**rows, context=np.zeros(0, np.int64), **self.made["split"])
+        made: dict[str, Any] = {"context": np.zeros(0, np.int64), **self.made["split"]}
+        return splits.Split(**rows | made)
 
     @functools.cached_property
     def _all(self) -> pl.DataFrame:
@@ -145,8 +146,8 @@ def _parquet(path: Path) -> pl.DataFrame:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(
-            f"{path}: a file of the prepared folder cannot be read: {error}. Restore it, or "
-            "prepare anew."
+            f"{path}: a file of the prepared folder cannot be read: {error}. Restore it, "
+            "or prepare anew."
         ) from error
 
 

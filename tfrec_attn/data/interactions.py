@@ -181,9 +181,7 @@ def _known_item(ids: columns.Column, known: pl.Series | None) -> columns.Column:
     if known is None:
         return ids
     unknown = ~ids.values.is_in(known.implode()).fill_null(True)
-    return dataclasses.replace(
-        ids, faults=(*ids.faults, (_UNKNOWN, unknown))
-    )
+    return dataclasses.replace(ids, faults=(*ids.faults, (_UNKNOWN, unknown)))
 
 
 def _required(column: columns.Column) -> columns.Column:

@@ -167,7 +167,7 @@ def counted(part: Part, positive: np.ndarray, n_items: int) -> dict[str, Any]:
     events, liked = part.events, positive[part.events.feedback]
     sums: dict[str, int] = {"users": len(part.users)}
     count = lambda rows, size: np.bincount(rows, minlength=size)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for number, fold in enumerate(FOLDS):
         mine = part.fold == number
         arrays[fold] = count(events.item[mine & liked], n_items).astype(np.int32)
@@ -204,7 +204,9 @@ def cuts(
     ends = [(part.min(), part.max()) for part in times()]
     low, high = min(a for a, _ in ends), max(b for _, b in ends)
     step = max(1, -(-int(high - low + 1) // SPANS))
-    spans = sum(np.bincount((part - low) // step, minlength=SPANS) for part in times())
+    spans = np.zeros(SPANS, np.int64)
+    for part in times():
+        spans += np.bincount((part - low) // step, minlength=SPANS)
     before = np.cumsum(spans)
     found = []
     for place in splits.first_places(n, validation, test):

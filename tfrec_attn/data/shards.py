@@ -125,9 +125,7 @@ class Shards:
             files = tf.data.Dataset.from_tensor_slices(
                 (tf.gather(paths, order), tf.gather(users, order))
             )
-            found = files.interleave(
-                self._of_file, cycle_length=TURNS, block_length=RUN
-            )
+            found = files.interleave(self._of_file, cycle_length=TURNS, block_length=RUN)
             # Of this graph alone: a seed of 0 does not go with one that is a tensor.
             tf.random.set_seed(1)
             found = found.shuffle(

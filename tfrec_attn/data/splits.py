@@ -23,7 +23,6 @@ import inspect
 
 import numpy as np
 
-
 # Of the two that `data.partitions` makes too.
 PROMISES = {
     "leave_last_out": "Within a user, nothing later than a target is trained on. Other "
