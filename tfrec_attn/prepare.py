@@ -7,11 +7,13 @@ Flags that are not named here are Apache Beam's own and go to it as they are, as
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import json
 import logging
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,9 @@ def _pipeline(beam, plan: preparing.Plan, files: list[Path], flags: list[str]) -
         threads = ["--direct_running_mode=multi_threading"]
         workers = [f"--direct_num_workers={os.cpu_count()}"]
         flags = [f"--runner={runner}", *threads, *workers, *flags]
+        # TensorFlow loads, which takes seconds, while blocks are checked without it.
+        module = ("tfrec_attn.data.shards",)
+        threading.Thread(target=importlib.import_module, args=module, daemon=True).start()
     named = list(enumerate(map(str, files)))
     try:
         with beam.Pipeline(options=PipelineOptions(flags)) as p:
