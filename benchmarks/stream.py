@@ -126,22 +126,25 @@ def train(folder: Path, steps: int) -> None:
     config = config_lib.load(folder / "config.toml", given, without=["data"])
     prepared = streamed.prepare(config)
     fit.deterministic(config.train.seed)
-    with fit.strategy(config.train.strategy).scope():
+    strategy = fit.strategy(config.train.strategy)
+    with strategy.scope():
         model = pipeline.build(prepared)
     model.warm_up()
     examples, size = prepared.training(), config.train.batch_size
-    model.stage = "both"
-    model.compile(optimizer=optimizers.make(config.train, steps, None))
-    model.optimizer.build(model.trainable_variables)
-    stream = iter(batches.training(examples, size, seed=config.train.seed))
-    step = tf.function(model.train_step, autograph=False)
-    took, targets = [], []
+    with strategy.scope():
+        model.compile(optimizer=optimizers.make(config.train, steps, None))
+        model.optimizer.build(model.trainable_variables)
+    options = tf.data.Options()
+    policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = policy
+    source = batches.training(examples, size, seed=config.train.seed).with_options(options)
+    stream = iter(strategy.experimental_distribute_dataset(source))
+    # As `fit` calls it.
+    step, took = model.make_train_function(), []
     for _ in range(WARM_UP + steps):
         begun = time.perf_counter()
-        batch = next(stream)
-        step(batch)["loss"].numpy()
+        float(step(stream)["loss"])
         took.append(time.perf_counter() - begun)
-        targets.append(int(np.count_nonzero(batch["weight"])))
     alone = time.perf_counter()
     for _ in range(steps):
         next(stream)
@@ -151,7 +154,7 @@ def train(folder: Path, steps: int) -> None:
     found = {
         "step": float(np.median(took[WARM_UP:])),
         "batch": size,
-        "targets": float(np.mean(targets[WARM_UP:])),
+        "targets": size * examples.n_targets / len(examples),
         "alone": alone / steps,
     }
     print(json.dumps(found))

@@ -156,3 +156,24 @@ def test_records_hold_the_examples(tmp_path, size, single):
     for user, liked in zip(batch["user"], batch["positives"], strict=True):
         mine = past.item[(past.user == user) & np.isin(past.feedback, [1, 3])]
         assert liked[liked >= 0].tolist() == mine.tolist()
+
+
+def test_a_batch_comes_in_the_shares_of_replicas(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = np.stack([draw.integers(0, high, 97) for high in (7, 11, 9)], 1)
+    past = partitions.ordered(frame(rows), None).of("train")
+    cut = examples.make(past, past, length=3, count=2)
+    path = tmp_path / "part.tfrecord"
+    made = shards.write(partitions.records(cut), path)
+    shard = shards.Shard(path, 0, len(cut), len(past), made)
+    stream = shards.Shards([shard], length=3, count=2, positives=(1, 3))
+    at = np.array([[3, 0, -1], [1, 4, 2]])
+    (whole,) = stream.batches(5, seed=0).take(1).as_numpy_iterator()
+    shared = stream.batches(5, seed=0, at=at)
+    assert all(spec.shape[0] == 3 for spec in shared.element_spec.values())
+    for places, found in zip(at, shared.take(2).as_numpy_iterator(), strict=True):
+        for name, value in found.items():
+            real = places >= 0
+            np.testing.assert_array_equal(value[real], whole[name][places[real]])
+            empty = -1 if name in ("history", "positives") else 0
+            assert (value[~real] == empty).all()

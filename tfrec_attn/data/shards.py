@@ -98,11 +98,20 @@ class Shards:
         """The same targets, each with a window of its own."""
         return dataclasses.replace(self, count=1, single=True)
 
-    def batches(self, batch_size: int, *, seed: int, epoch: int = 0) -> tf.data.Dataset:
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int = 0, at: np.ndarray | None = None
+    ) -> tf.data.Dataset:
         """As `batches.training`, with the `positives` `[B, P]` of each example's user, item
         rows, -1 pads.
 
         Memory is that of the records that are read by turns and of the shuffle's buffer.
+
+        Args:
+          batch_size: B.
+          seed: Of the order.
+          epoch: The first one to give.
+          at: `[R, b]` places of a batch, -1 for an empty example: each batch then comes as
+            R elements of b examples, all of the same P. By default as one, of all places.
 
         Raises:
           ValueError: When a shard is missing or has another size than it was written with.
@@ -147,7 +156,24 @@ class Shards:
         # Of a stream that may end a strategy would ask at each step whether it has, and
         # forget the shapes.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        return turns.flat_map(one).apply(endless).prefetch(2).with_options(options)
+        found = turns.flat_map(one)
+        if at is not None:
+            found = found.flat_map(lambda batch: self._shared(batch, at))
+        ahead = 2 * (1 if at is None else len(at))
+        return found.apply(endless).prefetch(ahead).with_options(options)
+
+    def _shared(self, batch, at: np.ndarray) -> tf.data.Dataset:
+        """A batch as elements of the examples at each row of `at`."""
+        padding = self._padding()
+
+        def take(name, value):
+            # One more row, without anything: it is the last, and so at -1.
+            shape = tf.concat([[1], tf.shape(value)[1:]], 0)
+            value = tf.concat([value, tf.fill(shape, padding[name])], 0)
+            return tf.gather(value, np.where(at < 0, value.shape[0] - 1, at))
+
+        found = {name: take(name, value) for name, value in batch.items()}
+        return tf.data.Dataset.from_tensor_slices(found)
 
     def _specs(self) -> dict[str, tf.TensorSpec]:
         """Of one example."""
