@@ -68,9 +68,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
             "--from brings the settings of the model that it names: change them by --set, "
             f"and leave out --config. Received: --config {path}."
         )
-    if args.resume and not (
-        path or args.items or args.interactions or args.prepared
-    ):
+    if args.resume and not (path or args.items or args.interactions or args.prepared):
         path = Path(args.out) / "config.toml"
         if not path.exists():
             path = None

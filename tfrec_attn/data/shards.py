@@ -99,7 +99,13 @@ class Shards:
         return dataclasses.replace(self, count=1, single=True)
 
     def batches(
-        self, batch_size: int, *, seed: int, epoch: int = 0, at: np.ndarray | None = None
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        step: int = 0,
+        at: np.ndarray | None = None,
     ) -> tf.data.Dataset:
         """As `batches.training`, with the `positives` `[B, P]` of each example's user, item
         rows, -1 pads.
@@ -110,6 +116,7 @@ class Shards:
           batch_size: B.
           seed: Of the order.
           epoch: The first one to give.
+          step: How many of its batches to leave out; they are read all the same.
           at: `[R, b]` places of a batch, -1 for an empty example: each batch then comes as
             R elements of b examples, all of the same P. By default as one, of all places.
 
@@ -156,7 +163,7 @@ class Shards:
         # Of a stream that may end a strategy would ask at each step whether it has, and
         # forget the shapes.
         endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-        found = turns.flat_map(one)
+        found = turns.flat_map(one).skip(step)
         if at is not None:
             found = found.flat_map(lambda batch: self._shared(batch, at))
         ahead = 2 * (1 if at is None else len(at))
