@@ -417,6 +417,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_batches(run, made, tmp_pat
     killing.require_same_weights(tmp_path, run)
 
 
+@pytest.mark.slow
 def test_two_replicas_train_both_stages_on_a_stream(made, tmp_path):
     short = ["train.epochs=1", "train.ranking_epochs=1"]
     given = arguments(tmp_path, made, "--strategy", "mirrored", sets=short)
