@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn import baselines, comparison, ranking
+from tfrec_attn import baselines, comparison, pipeline, ranking
 from tfrec_attn.data import catalog, examples
 from tfrec_attn.model.states import ItemMatrices, UserState
 
@@ -161,7 +161,12 @@ class Data:
     users, label_is_positive = range(2), POSITIVE
 
     def __init__(self, queries, items):
-        self.held_out, self.items = lambda name: queries, items
+        self.queries, self.items = queries, items
+
+    def held_out(self, name, most=None):
+        past, targets = self.queries.history, self.queries.targets
+        chosen = pipeline.drawn(len(targets), most)
+        return examples.make(past, targets.take(chosen), length=self.queries.length)
 
 
 def test_a_drawn_part_of_a_fold_is_asked_as_the_whole_is(queries):

@@ -31,6 +31,7 @@ class Events(NamedTuple):
       user, item: `[N]` rows.
       n_users, n_items: U and I.
       categories: `[I, G]` sparse or dense, 1 where an item is in a category.
+      counts: `[I]` events of each item, where `user` and `item` are only some of them.
     """
 
     user: np.ndarray
@@ -38,6 +39,7 @@ class Events(NamedTuple):
     n_users: int
     n_items: int
     categories: Any = None
+    counts: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +68,11 @@ def constant(events: Events) -> Scores:
 
 def popularity(events: Events) -> Scores:
     """The number of events of each item, the same for every user (read only)."""
-    counts = np.bincount(events.item, minlength=events.n_items).astype(np.float32)
-    return lambda history: np.broadcast_to(counts, history.shape)
+    counts = events.counts
+    if counts is None:
+        counts = np.bincount(events.item, minlength=events.n_items)
+    scores = counts.astype(np.float32)
+    return lambda history: np.broadcast_to(scores, history.shape)
 
 
 def category_popularity(events: Events, *, prior: float = 0.1, seed: int = 0) -> Scores:

@@ -17,6 +17,7 @@ from scipy import sparse
 from tfrec_attn import baselines, metrics, ranking, runs
 from tfrec_attn.data import catalog, examples
 from tfrec_attn.pipeline import Prepared
+from tfrec_attn.streamed import Streamed
 
 logger = logging.getLogger(__name__)
 TUNED_BY = "ndcg@10"
@@ -100,17 +101,30 @@ def fold(prepared: Prepared, name: str, most: int | None = None) -> Fold:
     Raises:
       ValueError: When it has no query.
     """
-    queries = prepared.held_out(name)
-    if most is not None and len(queries) > most:
-        drawn = np.random.default_rng(0).choice(len(queries), most, replace=False)
-        targets = queries.targets.take(np.sort(drawn))
-        queries = examples.make(queries.history, targets, length=queries.length)
+    queries = prepared.held_out(name, most)
     if not len(queries):
         raise ValueError(
             f"The {name} fold has no event with a label of examples.positives="
             f"{list(prepared.config.examples.positives)} that does not repeat a known "
             "item. Widen the setting, or choose another split."
         )
+    return _fold(prepared, queries)
+
+
+def folds(prepared: Prepared, name: str) -> Iterator[Fold]:
+    """A fold of a run, in parts where the run has its events in parts; `events` then has
+    counts of all of them. See `fold` for what is raised.
+    """
+    if not isinstance(prepared, Streamed):
+        yield fold(prepared, name)
+        return
+    for queries in prepared.parts_of(name):
+        found = _fold(prepared, queries)
+        counts = prepared.counts_before(name)
+        yield dataclasses.replace(found, events=found.events._replace(counts=counts))
+
+
+def _fold(prepared: Prepared, queries: examples.Examples) -> Fold:
     positive = prepared.label_is_positive
     past = queries.history.take(np.flatnonzero(positive[queries.history.feedback]))
     sizes = len(prepared.users), len(prepared.items)

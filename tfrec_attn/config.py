@@ -29,6 +29,7 @@ class Data(_Section):
       items: Table of items: a file or a folder of shards.
       users: Table of users; may be missing.
       interactions: Table of interactions.
+      prepared: Folder that `tfrec_attn.prepare` made of tables; all above then stay empty.
       bad_rows: `stop` at rows that break a rule, or `set-aside` into rejects.csv.
     """
 
@@ -36,6 +37,7 @@ class Data(_Section):
     items: str | None = None
     users: str | None = None
     interactions: str | None = None
+    prepared: str | None = None
     bad_rows: Literal["stop", "set-aside"] = "stop"
 
     @pydantic.model_validator(mode="after")
@@ -45,9 +47,26 @@ class Data(_Section):
             raise ValueError(
                 f"source={self.source!r} brings its own tables: remove it or the paths."
             )
+        if self.prepared and (self.source or any(paths)):
+            raise ValueError(
+                f"prepared={self.prepared!r} has its tables in it: remove it, or source "
+                "and the paths."
+            )
         if not self.source and (self.items is None) != (self.interactions is None):
             raise ValueError("items and interactions are both needed.")
         return self
+
+    @property
+    def paths(self) -> tuple[Any, Any, Any]:
+        """The files of items, users and interactions; None where there are none."""
+        if self.prepared:
+            return load(Path(self.prepared) / "config.toml").data.paths
+        if not self.source:
+            return self.items, self.users, self.interactions
+        from tfrec_attn.data import sources
+
+        folder = sources.movielens_100k()
+        return folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
 
 
 class Split(_Section):
@@ -419,6 +438,12 @@ class Config(_Section):
                 "needs loss.negatives above 0: raise it, or set consistency to 0. "
                 f"Received: regularization.consistency={against.consistency}, "
                 "loss.negatives=0"
+            )
+        if train.data_service and self.data.prepared:
+            raise ValueError(
+                "train.data_service makes batches of tables, and data.prepared has its in "
+                f"shards: leave one of them out. Received: {train.data_service!r} and "
+                f"{self.data.prepared!r}"
             )
         return self
 

@@ -53,18 +53,26 @@ def evaluate(
 
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
     """Mean metrics of the rows that cost little: chance, popularity, and the model."""
-    asked = comparison.fold(prepared, fold)
-    scores = {
-        name: asked.baseline(baselines.METHODS[name], {})
-        for name in ("random", "popularity")
-    }
-    scores["retrieval"] = ranking.of_model(model, 0)
+    scores = {"retrieval": ranking.of_model(model, 0)}
     if (settings := prepared.config.index).shortlist:
         both = ranking.of_model(model, settings.shortlist, settings.tokens)
         scores["retrieval + ranking"] = both
+    found: dict[str, list[dict[str, np.ndarray]]] = {}
+    for asked in comparison.folds(prepared, fold):
+        if not found:
+            plain = {
+                name: asked.baseline(baselines.METHODS[name], {})
+                for name in ("random", "popularity")
+            }
+            scores = plain | scores
+        for name, score in scores.items():
+            values = asked.by_user(asked.ask(name, score, KS))
+            found.setdefault(name, []).append(values)
     return {
-        name: metrics.summary(asked.by_user(asked.ask(name, score, KS)))
-        for name, score in scores.items()
+        name: metrics.summary(
+            {m: np.concatenate([part[m] for part in parts]) for m in parts[0]}
+        )
+        for name, parts in found.items()
     }
 
 

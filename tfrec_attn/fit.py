@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tfrec_attn import distribution, optimizers
 from tfrec_attn.data import batches, service
 from tfrec_attn.data.examples import Examples
-from tfrec_attn.data.examples import make as examples_of
+from tfrec_attn.data.shards import Shards
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model import tuning
 from tfrec_attn.model.recommender import Recommender
@@ -31,7 +31,7 @@ def deterministic(seed: int) -> None:
 
 def fit(
     model: Recommender,
-    examples: Examples,
+    examples: Examples | Shards,
     validate: Callable[[], dict[str, Any]],
     *,
     settings: Any,
@@ -44,7 +44,7 @@ def fit(
 
     Args:
       model: Built inside its strategy's scope.
-      examples: Of training.
+      examples: Of training, in memory or on disk.
       validate: Gives the metrics of the validation fold by name, of each user.
       settings: See `config.Train`.
       out: Run folder: `checkpoints/` holds the last states and the best weights,
@@ -61,7 +61,7 @@ def fit(
         step do not fall into `settings.accumulate` equal parts, or none of the states can
         be read.
       FloatingPointError: When a loss or a weight is not finite; names epoch and batch.
-      OSError: When what is kept cannot be written.
+      OSError: When what is kept cannot be written, or a shard cannot be read.
       Preempted: When `preemption` asked, once the state was kept.
       MemoryError: When a step does not fit into a device's memory; names what to lower.
     """
@@ -86,7 +86,7 @@ def stages(settings: Any, loss: Any) -> dict[str, int]:
 
 def run_stage(
     keeper: Keeper,
-    examples: Examples,
+    examples: Examples | Shards,
     epochs: int,
     *,
     resume: bool = False,
@@ -106,7 +106,7 @@ def run_stage(
     if keeper.stage == "ranking":
         # Targets that share a window are of one user: a step learns more from as many of
         # different users.
-        examples = examples_of(examples.history, examples.targets, length=examples.length)
+        examples = examples.singly()
     per_epoch = batches.steps(examples, size)
     keeper.begin()
     live = model.trained_bert
@@ -127,19 +127,20 @@ def run_stage(
     keeper.watch(per_epoch, resume)
     if keeper.stopped or keeper.done >= epochs:
         return
+    make: Callable = functools.partial(batches.training, examples)
+    if settings.data_service and isinstance(examples, Examples):
+        make = functools.partial(service.training, examples, address=settings.data_service)
     make = functools.partial(
-        service.training if settings.data_service else batches.training,
-        examples,
-        size,
+        make,
+        batch_size=size,
         seed=settings.seed,
         epoch=len(keeper.history),
         step=keeper.position.step,
-        **({"address": settings.data_service} if settings.data_service else {}),
     )
     stream = distribution.distributed(model.distribute_strategy, make, size, model.parts)
-    targets, watching = len(examples.targets), monitors or Monitors()
+    targets, watching = examples.n_targets, monitors or Monitors()
     advice = advice_of_memory(keeper.stage, tuned=live is not None)
-    with advice, keeper.preemption.waiting():
+    with advice, batches.naming(examples), keeper.preemption.waiting():
         model.fit(
             stream,
             epochs=epochs,

@@ -188,6 +188,12 @@ def base(path: Path) -> Path:
     if (path / "saved_model.pb").exists():
         path = path / KEPT
         whole.remove("metrics.json")
+    kept = path / "config.toml"
+    if kept.exists() and config_lib.load(kept).data.prepared:
+        raise ValueError(
+            f"--from goes on from a training on tables: {path} was trained on a prepared "
+            "folder, and does not keep which events it had. Prepare and train anew."
+        )
     if missing := [name for name in whole if not (path / name).exists()]:
         raise ValueError(
             "--from names the folder of a finished run, or of a version that export wrote: "

@@ -42,7 +42,7 @@ def attributes(
     }
     items = {"text": "", "columns": kinds, "separators": separators}
     schema = schema.model_copy(update={"items": schema.items.model_copy(update=items)})
-    paths = paths or [pipeline.paths(prepared.config)[0]]
+    paths = paths or [prepared.config.data.paths[0]]
     read = [
         tables.read_items(path, schema, prepared.config.data.bad_rows) for path in paths
     ]

@@ -19,8 +19,8 @@ import tf_keras
 
 from tfrec_attn import atomic, backbones, incremental
 from tfrec_attn.arrays import stacked
-from tfrec_attn.config import Config
-from tfrec_attn.data import catalog, examples, splits, tables
+from tfrec_attn.config import Config, flat, load
+from tfrec_attn.data import catalog, examples, folder, splits, tables
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import assembly, recommender, texts, tuning
 from tfrec_attn.model import bert as bert_lib
@@ -46,6 +46,7 @@ class Prepared:
         `with_items` has added others.
       past: What an earlier training knew; None where the run is the first.
       old: `[interactions]` bool, which events that training had; None where none is.
+      kept: The folder that `tfrec_attn.prepare` made; None where tables were read.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Prepared:
     frequency: np.ndarray
     past: incremental.Past | None = None
     old: np.ndarray | None = None
+    kept: folder.Folder | None = None
 
     @property
     def words(self) -> np.ndarray:
@@ -94,14 +96,29 @@ class Prepared:
         goal = self.events(_learned(self.config, self.split, self.old))
         return examples.make(past, goal, length=settings.history, count=settings.targets)
 
-    def held_out(self, fold: str) -> examples.Examples:
+    def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
         """One example for each new positive event of `validation` or `test`: what the
-        user already had in the earlier folds is no target, as it is never recommended."""
+        user already had in the earlier folds is no target, as it is never recommended.
+
+        Args:
+          fold: `validation` or `test`.
+          most: Examples to draw where there are more, always the same; all by default.
+        """
         past, goal, fresh = self._goal(fold)
-        wanted = fresh & self.label_is_positive[goal.feedback]
-        return examples.make(
-            past, goal.take(np.flatnonzero(wanted)), length=self.config.examples.history
-        )
+        wanted = np.flatnonzero(fresh & self.label_is_positive[goal.feedback])
+        goal = goal.take(wanted[drawn(len(wanted), most)])
+        return examples.make(past, goal, length=self.config.examples.history)
+
+    def queries(self, fold: str) -> int:
+        """How many examples `held_out` has."""
+        return len(self.held_out(fold))
+
+    def positives_of(self) -> tf.RaggedTensor:
+        """`[users, None]` item rows of each user's training positives."""
+        past = self.events(self.split.train)
+        past = past.take(np.flatnonzero(self.label_is_positive[past.feedback]))
+        sizes = np.bincount(past.user, minlength=len(self.users))
+        return tf.RaggedTensor.from_row_lengths(past.item, sizes)
 
     def repeated(self, fold: str) -> int:
         """How many events of a fold are no targets as their users have had the item."""
@@ -114,6 +131,13 @@ class Prepared:
         goal = self.events(getattr(self.split, fold))
         seen = _pairs(past, len(self.items))
         return past, goal, ~np.isin(_pairs(goal, len(self.items)), seen)
+
+
+def drawn(count: int, most: int | None) -> np.ndarray:
+    """Some of so many, in order, always the same ones; all where there are no more."""
+    if most is None or count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
 
 
 def _learned(config: Config, split: splits.Split, old: np.ndarray | None) -> np.ndarray:
@@ -130,21 +154,10 @@ def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
     return events.user.astype(np.int64) * n_items + events.item
 
 
-def paths(config: Config) -> tuple[Any, Any, Any]:
-    """The files of items, users and interactions."""
-    data = config.data
-    if not data.source:
-        return data.items, data.users, data.interactions
-    from tfrec_attn.data import sources
-
-    folder = sources.movielens_100k()
-    return folder / "items.csv", folder / "users.csv", folder / "interactions.csv"
-
-
 def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
     """The tables that the config names, and the config with their schema."""
     data, schema = config.data, config.schema_
-    items, users, interactions = paths(config)
+    items, users, interactions = data.paths
     if items is None:
         raise ValueError("No tables: give --items and --interactions, or set data.source.")
     found = tables.read_tables(
@@ -155,11 +168,15 @@ def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables
         bad_rows=data.bad_rows,
         rejects_path=out / "rejects.csv" if out else None,
     )
-    changes: dict[str, Any] = {"schema_": found.schema}
-    if config.model.time and not found.schema.interactions.time:
+    return _with_schema(config, found.schema), found
+
+
+def _with_schema(config: Config, schema) -> Config:
+    changes: dict[str, Any] = {"schema_": schema}
+    if config.model.time and not schema.interactions.time:
         logger.info("no time column: model.time is off, file order is no clock")
         changes["model"] = config.model.model_copy(update={"time": False})
-    return config.model_copy(update=changes), found
+    return config.model_copy(update=changes)
 
 
 def prepare(
@@ -172,17 +189,87 @@ def prepare(
       out: The run's folder, which keeps the encoded texts and the rejects.
       past: What a training knew, to read the tables its way.
     """
+    if config.data.prepared:
+        return stored(config, out, past)
     config, found = read(config, out)
     found = past.ordered(found, user_id=config.model.user_id) if past else found
     events = found.interactions
+    old = past.is_old(found) if past else None
+    timed = bool(found.schema.interactions.time)
+    split = _split(config, events, old, timed=timed)
+    positive = np.isin(LABELS, config.examples.positives)
+
+    def counted(rows):
+        some = events[rows]
+        goal = some["item"].to_numpy()[positive[some["feedback"].to_numpy()]]
+        return np.bincount(goal, minlength=len(found.items))
+
+    counts = counted(split.train)
+    targets = counted(_learned(config, split, old)) if old is not None else counts
+    return _made(
+        Prepared, config, found, split, counts, targets, out=out, past=past, old=old
+    )
+
+
+def stored(
+    config: Config,
+    out: Path | None = None,
+    past: incremental.Past | None = None,
+    kind: type[Prepared] = Prepared,
+) -> Prepared:
+    """Of the folder that `data.prepared` names; arguments and errors as of `prepare`.
+
+    Args:
+      kind: `Prepared`, which has all interactions in memory, or one that reads them as
+        they are needed.
+    """
+    kept = folder.Folder.of(Path(config.data.prepared or ""))
+    _require_same(config, kept)
+    whole = kind is Prepared
+    found = kept.tables(with_events=whole)
+    config = _with_schema(config, found.schema)
+    split = kept.split(with_rows=whole)
+    counts = kept.counts["train"]
+    return _made(kind, config, found, split, counts, counts, out=out, past=past, kept=kept)
+
+
+def _require_same(config: Config, kept: folder.Folder) -> None:
+    """Checks that a prepared folder was made by the settings of the run."""
+    made = load(kept.root / "config.toml")
+    plain = lambda section: flat(section.model_dump(mode="json", exclude_unset=True))
+    for name in ("split", "examples", "schema_"):
+        mine, its = getattr(config, name), getattr(made, name)
+        if mine is None:
+            continue
+        theirs = flat(its.model_dump(mode="json"))
+        for setting, value in plain(mine).items():
+            if theirs.get(setting) != value:
+                raise ValueError(
+                    f"{name.removesuffix('_')}.{setting} is {value!r}, and {kept.root} was "
+                    f"prepared with {theirs.get(setting)!r}: leave the setting out, or "
+                    "prepare anew."
+                )
+
+
+def _made(
+    make: type[Prepared], config, found, split, counts, targets, *, out, past, **more
+) -> Prepared:
+    """What a run stands on, out of its tables.
+
+    Args:
+      make: `Prepared`, or what is one.
+      config, found, split: With their schema; tables; the split.
+      counts: `[I]` positive events of training.
+      targets: `[I]` of these, those that are learned.
+      out, past: See `prepare`.
+      **more: Other fields.
+    """
     schema = found.schema
     if len(found.items) == 1:
         raise ValueError(
             f"The items table has one item, {found.items['id'][0]!r}: a recommender "
             "chooses among several. Look whether schema.items.id is the right column."
         )
-    old = past.is_old(found) if past else None
-    split = _split(config, events, old, timed=bool(schema.interactions.time))
     if not schema.interactions.time:
         later = " There is no time column: later means further down in the file."
         split = dataclasses.replace(split, promise=split.promise + later)
@@ -191,15 +278,6 @@ def prepare(
         past.read(place, table, kinds[place]) if past else catalog.make(table, kinds[place])
         for place, table in enumerate((found.items, found.users))
     )
-    positive = np.isin(LABELS, config.examples.positives)
-
-    def counted(rows):
-        some = events[rows]
-        goal = some["item"].to_numpy()[positive[some["feedback"].to_numpy()]]
-        return np.bincount(goal, minlength=len(items))
-
-    counts = counted(split.train)
-    targets = counted(_learned(config, split, old)) if old is not None else counts
     if not targets.sum():
         raise ValueError(
             f"No training event has a label of examples.positives="
@@ -211,7 +289,7 @@ def prepare(
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
     user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
-    prepared = Prepared(
+    prepared = make(
         config,
         found,
         split,
@@ -223,7 +301,7 @@ def prepare(
         # What is learned of, though no target now, can be a negative still.
         np.maximum(targets, np.minimum(counts, RARE)) / targets.sum(),
         past,
-        old,
+        **more,
     )
     for fold in ("validation", "test"):
         if repeated := prepared.repeated(fold):
@@ -351,9 +429,6 @@ def build(prepared: Prepared, precision: str = "float32") -> recommender.Recomme
       prepared: The run's data.
       precision: Of a trained BERT's maps.
     """
-    past = prepared.events(prepared.split.train)
-    past = past.take(np.flatnonzero(prepared.label_is_positive[past.feedback]))
-    sizes = np.bincount(past.user, minlength=len(prepared.users))
     profile = {
         name: value
         for name, value in prepared.user_features.items()
@@ -366,7 +441,7 @@ def build(prepared: Prepared, precision: str = "float32") -> recommender.Recomme
         item_columns=prepared.items.columns,
         user_columns=prepared.users.columns,
         frequency=prepared.frequency,
-        positives_of=tf.RaggedTensor.from_row_lengths(past.item, sizes),
+        positives_of=prepared.positives_of(),
         live=_live(prepared, precision),
     )
 

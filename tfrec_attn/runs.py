@@ -106,6 +106,9 @@ def fingerprint(prepared: pipeline.Prepared) -> str:
             total.update(json.dumps(list(strings)).encode())
         for name, values in sorted(table.features.items()):
             total.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    if prepared.kept:
+        total.update(prepared.kept.made["digest"].encode())
+        return total.hexdigest()
     for column in prepared.tables.interactions:
         total.update(np.ascontiguousarray(column.to_numpy()).tobytes())
     return total.hexdigest()
@@ -117,7 +120,8 @@ def begin(out: Path, prepared: pipeline.Prepared) -> None:
     (out / "config.toml").unlink(missing_ok=True)
     (out / "metrics.json").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    incremental.keep(prepared.tables, prepared.past, out)
+    if not prepared.kept:
+        incremental.keep(prepared.tables, prepared.past, out)
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     atomic.write(out / "schema.toml", prepared.tables.schema.to_toml())
     write_json(

@@ -22,6 +22,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--items", help="table of items, instead of data.items in the config")
     p.add_argument("--users", help="table of users")
     p.add_argument("--interactions", help="table of interactions")
+    p.add_argument(
+        "--prepared", help="folder that tfrec_attn.prepare made, instead of tables"
+    )
     p.add_argument("--out", required=True, help="run folder")
     p.add_argument(
         "--from",
@@ -70,7 +73,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
             "--from brings the settings of the model that it names: change them by --set, "
             f"and leave out --config. Received: --config {path}."
         )
-    if args.resume and not (path or args.items or args.interactions):
+    if args.resume and not (path or args.items or args.interactions or args.prepared):
         path = Path(args.out) / "config.toml"
         if not path.exists():
             path = None
@@ -79,7 +82,11 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
                 f"{args.out} holds no run to go on with, as config.toml is missing: give "
                 "the tables or the config beside --resume, as at first."
             )
+    made = Path(args.prepared or "", "config.toml")
+    if args.prepared and not path and made.exists():
+        path = made
     flags = {
+        "data.prepared": args.prepared,
         "data.items": args.items,
         "data.users": args.users,
         "data.interactions": args.interactions,
@@ -96,7 +103,9 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         # Tables by name are the same every day.
         source = config_lib.load(path).data.source
         return config_lib.load(path, overrides, without=["data"] if source else [])
-    return config_lib.load(path, overrides)
+    # What is prepared brings its tables.
+    without = ["data"] if args.prepared else []
+    return config_lib.load(path, overrides, without=without)
 
 
 def run(
@@ -174,6 +183,7 @@ def _run(
         pipeline,
         plots,
         runs,
+        streamed,
     )
 
     past = incremental.Past.of(out) if begun else None
@@ -181,13 +191,14 @@ def _run(
         base = incremental.base(base)
         incremental.require_same_shape(base, config)
         past = past or incremental.Past.of(base, grows=True)
-    prepared = pipeline.prepare(config, out, past)
+    read = streamed.prepare if config.data.prepared else pipeline.prepare
+    prepared = read(config, out, past)
     if begun:
         runs.require_same(out, prepared)
     else:
         runs.begin(out, prepared)
     for fold in ("validation", "test"):
-        if not len(prepared.held_out(fold)):
+        if not prepared.queries(fold):
             raise ValueError(
                 f"The {fold} fold of split.name={config.split.name!r} has no target: no "
                 "event of an item that is new to its user with a label of "

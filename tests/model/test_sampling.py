@@ -33,13 +33,15 @@ def test_items_stand_once_and_are_found_again():
 
 
 def test_taken_are_the_positives_among_the_items():
-    positives = tf.ragged.constant([[8], [0], [3, 9, 1], []], dtype=tf.int32)
-    users, items = tf.constant([2, 3, 0]), tf.constant([9, 0, 8, 3])
-    found = sampling.taken(positives, users, items, ITEMS)
+    positives = tf.ragged.constant([[8], [0], [3, 9, 1], [], [4, 10]], dtype=tf.int32)
+    users, items = tf.constant([2, 3, 0, 4]), tf.constant([9, 0, 8, 3])
+    found = sampling.taken(tf.gather(positives, users), items)
     assert found.numpy().tolist() == [
         [True, False, False, True],
         [False] * 4,
         [False, False, True, False],
+        # Between others and above all of them.
+        [False] * 4,
     ]
 
 

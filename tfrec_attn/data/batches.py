@@ -3,6 +3,7 @@
 Letters: B examples of a batch, W events of a window, T targets of an example.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from tfrec_attn.data import shares
 from tfrec_attn.data.examples import Examples
+from tfrec_attn.data.shards import Shards
 
 Batch = dict[str, tf.Tensor]
 
@@ -60,7 +62,7 @@ def _span(begin: np.ndarray, end: np.ndarray, width: int) -> tuple[np.ndarray, n
     return np.where(real, position, 0), real
 
 
-def steps(examples: Examples, batch_size: int) -> int:
+def steps(examples: Examples | Shards, batch_size: int) -> int:
     """Batches of an epoch; the last one may be padded."""
     return -(-len(examples) // batch_size)
 
@@ -72,8 +74,13 @@ def orders(count: int, batch_size: int, *, seed: int, epoch: int) -> Iterator[np
         yield np.append(order, np.full(-count % batch_size, -1)).reshape(-1, batch_size)
 
 
+def naming(examples: Examples | Shards) -> contextlib.AbstractContextManager:
+    """Names the shard that cannot be read, where there are shards."""
+    return examples.naming() if isinstance(examples, Shards) else contextlib.nullcontext()
+
+
 def training(
-    examples: Examples,
+    examples: Examples | Shards,
     batch_size: int,
     *,
     seed: int,
@@ -96,6 +103,8 @@ def training(
       at: `[R, b]` places of a batch, -1 for an empty example: each batch then comes as R
         elements of b examples, for R replicas. By default as one, of all places.
     """
+    if isinstance(examples, Shards):
+        return examples.batches(batch_size, seed=seed, epoch=epoch, step=step, at=at)
     at = shares.places(batch_size) if at is None else at
 
     def index() -> Iterator[np.ndarray]:

@@ -21,6 +21,9 @@ _ISO = (
     r"(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?"
     r" ?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
+_WHOLE_FLOAT = r"^-?\d+\.0+$"
+_OTHER_UNIT = "has another unit than most of the column, which is {}"
+_NO_ID = "is no id: an id must not be empty or nan"
 _1980 = 315_532_800_000
 
 
@@ -58,31 +61,62 @@ def as_text(series: pl.Series) -> pl.Series:
     return series.cast(pl.String)
 
 
-def identifier(series: pl.Series) -> Column:
-    """Ids as strings: 42, "42" and 42.0 are the same id, "007" is another than 7."""
+def identifier(series: pl.Series, whole: bool | None = None) -> Column:
+    """Ids as strings: 42, "42" and 42.0 are the same id, "007" is another than 7.
+
+    Args:
+      series: A column, or some rows of it.
+      whole: Of some rows, what `all_whole` says of the column.
+
+    Raises:
+      ValueError: When the column is no id, or these rows are not what `whole` says.
+    """
     if series.dtype.is_nested():
         raise ValueError(
             f"column {series.name!r} holds {series.dtype}; an id is text or a whole number."
         )
+    if series.dtype.is_integer():
+        return Column(series.cast(pl.String), ((_NO_ID, series.is_null()),))
     text = as_text(series)
     ids = text.str.strip_chars()
     missing = ids.is_null() | ids.is_in(["", *_MISSING])
-    faults = [("is no id: an id must not be empty or nan", missing)]
+    faults = [(_NO_ID, missing)]
     if series.dtype.is_float():
-        whole = (series == series.round()) & (series.abs() < 2**53)
-        broken = ~missing & ~whole.fill_null(False)
+        fits = (series == series.round()) & (series.abs() < 2**53)
+        broken = ~missing & ~fits.fill_null(False)
         faults.append(("is no id: a number must be whole and below 2^53", broken))
         missing |= broken
-    elif series.dtype == pl.String and _all_whole_floats(ids.filter(~missing)):
-        # A column of whole numbers with gaps, as pandas writes it.
-        ids = ids.str.replace(r"\.0+$", "")
+    elif series.dtype == pl.String and whole is not False:
+        known = ids.filter(~missing)
+        if _all_whole_floats(known):
+            # A column of whole numbers with gaps, as pandas writes it.
+            ids = ids.str.replace(r"\.0+$", "")
+        elif whole and len(known):
+            other = known.filter(~known.str.contains(_WHOLE_FLOAT))[0]
+            raise ValueError(
+                f"column {series.name!r} begins with ids such as 42.0, which stand for 42, "
+                f"and has {other!r} further down: write all of them in one way."
+            )
     spaced = (~missing & (text.str.strip_chars() != text)).sum()
     notes = (f"{spaced} id(s) lost the spaces around them",) if spaced else ()
     return Column(ids.set(missing, None), tuple(faults), notes)
 
 
+def number_id(series: pl.Series) -> Column:
+    """As `identifier`, of whole numbers: Int64 in place of their digits."""
+    return Column(series.cast(pl.Int64), ((_NO_ID, series.is_null()),))
+
+
+def all_whole(series: pl.Series) -> bool:
+    """Whether ids are written as floats, and all of them are whole."""
+    if series.dtype != pl.String:
+        return False
+    ids = series.str.strip_chars()
+    return _all_whole_floats(ids.filter(~(ids.is_null() | ids.is_in(["", *_MISSING]))))
+
+
 def _all_whole_floats(text: pl.Series) -> bool:
-    return bool(len(text) and text.str.contains(r"^-?\d+\.0+$").all())
+    return bool(len(text) and text.str.contains(_WHOLE_FLOAT).all())
 
 
 def number(series: pl.Series) -> Column:
@@ -113,47 +147,96 @@ def _float(series: pl.Series) -> tuple[pl.Series, pl.Series]:
     return values.fill_nan(None), missing | values.is_not_null()
 
 
-def time(series: pl.Series) -> Column:
+def time(series: pl.Series, unit_of_most: str | None = None) -> Column:
     """Int64 milliseconds since 1970, null where missing.
 
     A number's unit follows from its size (below 1e11 seconds, below 1e14 milliseconds, then
     micro- and nanoseconds). All rows must have the unit of the majority. ISO 8601 without a
     zone is UTC.
+
+    Args:
+      series: A column, or some rows of it.
+      unit_of_most: Of some rows, what `unit_of` says of the column.
     """
     kind = series.dtype
     if kind == pl.Date:
         return Column(series.cast(pl.Datetime("ms")).dt.epoch("ms"))
     if isinstance(kind, pl.Datetime):
         return Column(series.dt.epoch("ms"))
-    values, readable = _float(series)
-    infinite = values.is_infinite().fill_null(False)
-    unit, millis = _from_number(values.set(infinite, None))
+    if kind.is_integer() and unit_of_most in (known := _ranges()):
+        return _of_unit(series, unit_of_most, *known[unit_of_most])
+    millis, unit, readable, infinite, zoneless = _moments(series)
     notes = []
-    if not readable.all():
-        iso, zoneless = _from_iso(series.set(readable, None))
-        unit = unit.set(iso.is_not_null(), "ISO 8601")
-        millis = iso.fill_null(millis)
-        readable |= iso.is_not_null()
-        if zoneless:
-            notes.append(f"{zoneless} time(s) have no zone and are read as UTC")
-    main = _most_common(unit) or "missing"
+    if zoneless:
+        notes.append(f"{zoneless} time(s) have no zone and are read as UTC")
+    main = unit_of_most or _most_common(unit) or "missing"
     mixed = (unit != main).fill_null(False)
     millis = millis.set(mixed, None)
-    early = (millis.abs() < _1980).sum() if main != "ISO 8601" else 0
-    if early:
-        notes.append(
-            f"{early} time(s), read as {main} since 1970, lie before 1980: their order is "
-            "kept, their distances may be wrong"
-        )
+    if main != "ISO 8601":
+        notes += _early(millis, main)
     return Column(
         millis,
         (
             ("is not seconds, milliseconds or ISO 8601", ~readable),
             ("is infinite", infinite),
-            (f"has another unit than most of the column, which is {main}", mixed),
+            (_OTHER_UNIT.format(main), mixed),
         ),
         tuple(notes),
     )
+
+
+def _early(millis: pl.Series, unit: str) -> list[str]:
+    early = (millis.abs() < _1980).sum()
+    if not early:
+        return []
+    return [
+        f"{early} time(s), read as {unit} since 1970, lie before 1980: their order is "
+        "kept, their distances may be wrong"
+    ]
+
+
+def _ranges() -> dict[str, tuple[float, float, float]]:
+    """Of each unit the least number, the one above the largest, and a unit's ms."""
+    every = _UNITS + _FINER_UNITS
+    lower = [-1.0, *(upper for _, upper, _ in every)]
+    return {
+        name: (low, upper, factor)
+        for low, (name, upper, factor) in zip(lower, every, strict=False)
+    }
+
+
+def _of_unit(
+    series: pl.Series, unit: str, low: float, upper: float, factor: float
+) -> Column:
+    """Whole numbers of a known unit: the same without asking for the unit of each."""
+    size = series.abs()
+    other = ~((size >= low) & (size < upper)).fill_null(True)
+    millis = (series.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
+    millis = millis.set(other, None) if other.any() else millis
+    faults = ((_OTHER_UNIT.format(unit), other),)
+    return Column(millis.alias(series.name), faults, tuple(_early(millis, unit)))
+
+
+def unit_of(series: pl.Series) -> str | None:
+    """The unit of most times of a column; None where there is none to choose."""
+    if series.dtype == pl.Date or isinstance(series.dtype, pl.Datetime):
+        return None
+    return _most_common(_moments(series)[1])
+
+
+def _moments(series: pl.Series):
+    """Milliseconds, units, which rows are readable and which infinite, and how many times
+    have no zone."""
+    values, readable = _float(series)
+    infinite = values.is_infinite().fill_null(False)
+    unit, millis = _from_number(values.set(infinite, None))
+    zoneless = 0
+    if not readable.all():
+        iso, zoneless = _from_iso(series.set(readable, None))
+        unit = unit.set(iso.is_not_null(), "ISO 8601")
+        millis = iso.fill_null(millis)
+        readable |= iso.is_not_null()
+    return millis, unit, readable, infinite, zoneless
 
 
 def _from_number(values: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -123,6 +123,14 @@ def _polars(
     return frame.with_columns(pl.all().replace("", None))
 
 
+def names(data: bytes, separator: str, quoting: bool, name: str) -> tuple[str, ...]:
+    """The fields of the first record, the header; arguments as of `parse`."""
+    if len(separator.encode()) > 1:
+        data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
+        quoting = False
+    return _header(data, {}, separator, quoting, name)[0]
+
+
 def _header(
     data: bytes, foreign: dict[int, str], separator: str, quoting: bool, name: str
 ) -> tuple[tuple[str, ...], int]:

@@ -70,6 +70,12 @@ def before(history: Events, user: np.ndarray, time: np.ndarray) -> np.ndarray:
       `[n]` positions in `history`: the events of `user` strictly before `time` end there
       (and begin at `begins(history, user)`).
     """
+    if user is history.user and time is history.time:
+        # They are in order: the first event of its moment stands where its past ends.
+        place = np.arange(len(user))
+        fresh = np.ones(len(user), bool)
+        fresh[1:] = (np.diff(user) != 0) | (np.diff(time) != 0)
+        return np.maximum.accumulate(np.where(fresh, place, 0))
     moments = np.unique(np.concatenate([history.time, time]))
     key = lambda u, t: u.astype(np.int64) * len(moments) + np.searchsorted(moments, t)
     return np.searchsorted(key(history.user, history.time), key(user, time))
@@ -111,6 +117,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    @property
+    def n_targets(self) -> int:
+        """Of an epoch."""
+        return len(self.targets)
+
+    def singly(self) -> "Examples":
+        """The same targets, each with a window of its own."""
+        return make(self.history, self.targets, length=self.length)
 
 
 def make(history: Events, targets: Events, *, length: int, count: int = 1) -> Examples:

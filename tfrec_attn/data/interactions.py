@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+from typing import cast
 
+import numpy as np
 import polars as pl
 
 from tfrec_attn.data import checks, columns, feedback, rejects
@@ -10,6 +12,40 @@ from tfrec_attn.data.readers import RawTable
 from tfrec_attn.data.schema import FeedbackSchema, InteractionSchema
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """What a whole column decides for each of its rows, where only some rows are read.
+
+    Attributes:
+      user, item: See `columns.all_whole`.
+      unit: See `columns.unit_of`.
+      numbers: Whether the ids of all users are whole numbers, and may stay such.
+      first: Number of the first row, where the order of the file is time.
+    """
+
+    user: bool | None = None
+    item: bool | None = None
+    unit: str | None = None
+    numbers: bool = False
+    # From 1, because 0 stands for an unknown time where the model is served.
+    first: int = 1
+
+    @classmethod
+    def of(cls, raw: RawTable, schema: InteractionSchema) -> "Whole":
+        """As some rows say, a good part of the table.
+
+        Raises:
+          ValueError: When a column that the schema names is not there.
+        """
+        checks.require(raw, dict(_named_columns(schema).values()))
+        frame = raw.frame
+        return cls(
+            columns.all_whole(frame[schema.user or ""]),
+            columns.all_whole(frame[schema.item or ""]),
+            columns.unit_of(frame[schema.time]) if schema.time else None,
+        )
 
 
 def read_interactions(
@@ -22,22 +58,8 @@ def read_interactions(
       schema: Resolved: user and item are not None.
       known_items: Ids that an interaction may have; None does not look.
     """
-    named = _named_columns(schema)
-    checks.require(raw, dict(named.values()))
-    with checks.naming(raw):
-        converted = {
-            part: _convert(part, raw.frame[name], schema, known_items)
-            for part, (name, _) in named.items()
-        }
-    bad, found = checks.check(
-        raw, [(named[part][0], its) for part, its in converted.items()]
-    )
-    if "time" not in named:
-        logger.warning("%s: no time column; the order of the file is time", raw.name)
-    frame = pl.DataFrame(
-        _constants(raw.frame.height) | {part: its.values for part, its in converted.items()}
-    ).select("user", "item", "time", "feedback", "weight")
-    kept, every = frame.filter(~bad), pl.concat(found)
+    found = checked(raw, schema, known_items)
+    kept, every = found.frame, found.rejects
     logger.info(
         "%s: %d rows kept, %d bad", raw.name, kept.height, rejects.count_rows(every)
     )
@@ -46,18 +68,59 @@ def read_interactions(
         logger.info(
             "%s: %d row(s) repeat user, item and time; all are kept", raw.name, again
         )
-    return checks.Checked(kept, every)
+    return found
+
+
+def checked(
+    raw: RawTable,
+    schema: InteractionSchema,
+    known_items: pl.Series | pl.DataFrame | None,
+    whole: Whole | None = None,
+) -> checks.Checked:
+    """As `read_interactions`; of some rows of a table, where `whole` is given.
+
+    A frame of `item` (ids, or numbers where the column has such) and their `row` gives the
+    rows of items in place of their ids.
+    """
+    whole = whole or Whole()
+    named = _named_columns(schema)
+    checks.require(raw, dict(named.values()))
+    with checks.naming(raw):
+        converted = {
+            part: _convert(part, raw.frame[name], schema, known_items, whole)
+            for part, (name, _) in named.items()
+        }
+    bad, found = checks.check(
+        raw, [(named[part][0], its) for part, its in converted.items()]
+    )
+    if "time" not in named and raw.frame.height:
+        logger.warning("%s: no time column; the order of the file is time", raw.name)
+    frame = pl.DataFrame(
+        _constants(raw.frame.height, whole.first)
+        | {part: its.values for part, its in converted.items()}
+    ).select("user", "item", "time", "feedback", "weight")
+    return checks.Checked(frame.filter(~bad), pl.concat(found))
 
 
 def _convert(
-    part: str, series: pl.Series, schema: InteractionSchema, known_items: pl.Series | None
+    part: str,
+    series: pl.Series,
+    schema: InteractionSchema,
+    known_items: pl.Series | pl.DataFrame | None,
+    whole: Whole,
 ) -> columns.Column:
     if part == "user":
-        return columns.identifier(series)
+        if whole.numbers:
+            return columns.number_id(series)
+        return columns.identifier(series, whole.user)
     if part == "item":
-        return _known_item(series, known_items)
+        if isinstance(known_items, pl.DataFrame):
+            numbers = known_items["item"].dtype.is_integer()
+            ids = columns.number_id(series) if numbers else None
+            return _row_of_item(ids or columns.identifier(series, whole.item), known_items)
+        return _known_item(columns.identifier(series, whole.item), known_items)
     if part == "time":
-        return _required(columns.time(series))
+        return _required(columns.time(series, whole.unit))
     if part == "weight":
         return _weight(series)
     return feedback.label(series, schema.feedback or FeedbackSchema())
@@ -76,25 +139,49 @@ def _named_columns(schema: InteractionSchema) -> dict[str, tuple[str, str]]:
     return {part: (name, setting) for part, (name, setting) in parts.items() if name}
 
 
-def _constants(height: int) -> dict[str, pl.Series]:
+def _constants(height: int, first: int) -> dict[str, pl.Series]:
     """What stands for parts that have no column."""
     return {
-        # From 1, because 0 stands for an unknown time where the model is served.
-        "time": pl.int_range(1, height + 1, dtype=pl.Int64, eager=True),
+        "time": pl.int_range(first, first + height, dtype=pl.Int64, eager=True),
         "feedback": pl.repeat(feedback.LIKE, height, dtype=pl.Int8, eager=True),
         "weight": pl.repeat(1.0, height, dtype=pl.Float32, eager=True),
     }
 
 
-def _known_item(series: pl.Series, known: pl.Series | None) -> columns.Column:
+_UNKNOWN = "is no id of an item that was kept"
+
+
+def _row_of_item(ids: columns.Column, known: pl.DataFrame) -> columns.Column:
+    """Rows of items, of ids that are among the known ones."""
+    row = _rows(ids.values, known)
+    unknown = row.is_null() & ids.values.is_not_null()
+    return columns.Column(row, (*ids.faults, (_UNKNOWN, unknown)), ids.notes)
+
+
+def _rows(ids: pl.Series, known: pl.DataFrame) -> pl.Series:
+    """Of each id the row, null where there is none."""
+    numbers = known["item"]
+    if numbers.dtype.is_integer() and len(known):
+        low, high = cast(int, numbers.min()), cast(int, numbers.max())
+        if high - low < 8 * len(known):
+            # Numbers that stand close are places in a table.
+            table = np.full(high - low + 2, -1, np.int32)
+            table[numbers.to_numpy() - low] = known["row"].to_numpy()
+            place = (ids - low).fill_null(high - low + 1).clip(-1, high - low + 1)
+            found = pl.Series("row", table[place.to_numpy()])
+            return found.set(found < 0, None)
+    both = pl.DataFrame({"item": ids}).join(
+        known, on="item", how="left", maintain_order="left"
+    )
+    return both["row"]
+
+
+def _known_item(ids: columns.Column, known: pl.Series | None) -> columns.Column:
     """Item ids; with the rule that they are among `known` if that is given."""
-    ids = columns.identifier(series)
     if known is None:
         return ids
     unknown = ~ids.values.is_in(known.implode()).fill_null(True)
-    return dataclasses.replace(
-        ids, faults=(*ids.faults, ("is no id of an item that was kept", unknown))
-    )
+    return dataclasses.replace(ids, faults=(*ids.faults, (_UNKNOWN, unknown)))
 
 
 def _required(column: columns.Column) -> columns.Column:

@@ -19,10 +19,10 @@ import polars as pl
 from tfrec_attn.data import columns, delimited, jsonlines, rejects
 from tfrec_attn.data.schema import FileFormat
 
-_COMMA, _JSON, _PARQUET = {".csv"}, {".jsonl", ".ndjson", ".json"}, {".parquet", ".pq"}
+COMMA, JSON, PARQUET = {".csv"}, {".jsonl", ".ndjson", ".json"}, {".parquet", ".pq"}
 # RecBole's "atomic files" and the tables of older collections.
 _TAB = {".tsv", ".tab", ".txt", ".dat", ".data", ".inter", ".item", ".user"}
-_KNOWN = _COMMA | _TAB | _JSON | _PARQUET
+_KNOWN = COMMA | _TAB | JSON | PARQUET
 _ENDINGS = f"one of {', '.join(sorted(_KNOWN))}, with or without .gz"
 _TYPED = re.compile(r"(.+):(token|token_seq|float|float_seq)")
 
@@ -53,10 +53,8 @@ def read(path: str | Path, file_format: FileFormat | None = None) -> RawTable:
     """Reads a file, or all shards of a folder in natural order of their names."""
     path = Path(path)
     file_format = file_format or FileFormat()
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder.")
-    shards = _shards(path) if path.is_dir() else [path]
-    tables = [_read_shard(shard, file_format) for shard in shards]
+    shards = files(path)
+    tables = [read_shard(shard, file_format) for shard in shards]
     _check_same_columns(shards, tables)
     names = pl.Enum([str(shard) for shard in shards])
     return RawTable(
@@ -73,14 +71,11 @@ def blocks(
 ) -> Iterator[RawTable]:
     """The same in blocks of at most `rows`, shard by shard: Parquet is read as it is asked
     for, of a text file all of it is in memory at once."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder.")
-    for shard in _shards(path) if path.is_dir() else [path]:
-        if _kind(shard) in _PARQUET:
+    for shard in files(Path(path)):
+        if kind_of(shard) in PARQUET:
             yield from _parquet_blocks(shard, rows)
             continue
-        table = _read_shard(shard, file_format or FileFormat())
+        table = read_shard(shard, file_format or FileFormat())
         for start in range(0, max(table.frame.height, 1), rows):
             yield dataclasses.replace(
                 table,
@@ -90,7 +85,14 @@ def blocks(
             )
 
 
-def _kind(path: Path) -> str:
+def files(path: Path) -> list[Path]:
+    """A file, or the shards of a folder in natural order of their names."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
+    return _shards(path) if path.is_dir() else [path]
+
+
+def kind_of(path: Path) -> str:
     """The suffix that tells the format, without `.gz`."""
     return (
         path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
@@ -100,7 +102,7 @@ def _kind(path: Path) -> str:
 def _shards(folder: Path) -> list[Path]:
     # Names that begin with "_" or "." are the bookkeeping of what wrote the folder.
     files = [p for p in folder.iterdir() if p.is_file() and p.name[0] not in "._"]
-    shards = [p for p in files if _kind(p) in _KNOWN]
+    shards = [p for p in files if kind_of(p) in _KNOWN]
     others = sorted({p.name for p in folder.iterdir()} - {p.name for p in shards})
     if others:
         logger.warning("%s: not read: %s", folder, ", ".join(others))
@@ -109,29 +111,45 @@ def _shards(folder: Path) -> list[Path]:
             f"{folder}: no table in this folder; shards end in {_ENDINGS}. "
             f"Found: {', '.join(others) or 'nothing'}."
         )
-    kinds = sorted({_kind(p) for p in shards})
+    kinds = sorted({kind_of(p) for p in shards})
     if len(kinds) > 1:
         raise ValueError(f"{folder}: shards must have one format: got {', '.join(kinds)}.")
     digits = lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)]
     return sorted(shards, key=digits)
 
 
-def _read_shard(path: Path, file_format: FileFormat) -> RawTable:
-    kind = _kind(path)
-    if kind in _PARQUET:
-        return _parquet(path)
+def read_shard(path: Path, file_format: FileFormat) -> RawTable:
+    """Reads one file."""
+    kind = kind_of(path)
+    if kind in PARQUET:
+        return parquet(path)
     if kind not in _KNOWN:
         raise ValueError(
             f"{path}: the name must end in {_ENDINGS}: got {path.suffix or 'no ending'}."
         )
-    data = _bytes(path)
+    return parse(path, _bytes(path), file_format)
+
+
+def parse(
+    path: Path, data: bytes, file_format: FileFormat, *, part: bool = False
+) -> RawTable:
+    """The table of a text file, or of some of its lines.
+
+    Args:
+      path: Of the file; its name tells the format.
+      data: Its bytes, or those of some whole rows, which then need `file_format.header`
+        where the format has a header.
+      file_format: How it is written.
+      part: Whether there may be no row among them.
+    """
+    kind = kind_of(path)
     text, foreign = _utf8(data, path, file_format.encoding)
-    if not text.strip():
+    if not text.strip() and not part:
         raise ValueError(f"{path}: the file is empty.")
-    if kind in _JSON:
+    if kind in JSON:
         frame, lines, faults = jsonlines.parse(text, foreign)
         return _table(path, frame, lines, faults, {})
-    separator = file_format.separator or ("," if kind in _COMMA else "\t")
+    separator = file_format.separator or ("," if kind in COMMA else "\t")
     frame, lines, faults = delimited.parse(
         text,
         foreign,
@@ -191,12 +209,13 @@ def _utf8(data: bytes, path: Path, encoding: str) -> tuple[bytes, dict[int, str]
     return data, foreign
 
 
-def _parquet(path: Path) -> RawTable:
+def parquet(path: Path, first: int = 0, count: int | None = None) -> RawTable:
+    """Reads `count` rows of a Parquet file from row `first` on, all by default."""
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.scan_parquet(path).slice(first, count).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as Parquet: {error}.") from error
-    return _of_parquet(path, frame, 0)
+    return _of_parquet(path, frame, first)
 
 
 def _parquet_blocks(path: Path, rows: int) -> Iterator[RawTable]:
@@ -212,7 +231,9 @@ def _parquet_blocks(path: Path, rows: int) -> Iterator[RawTable]:
 
 def _of_parquet(path: Path, frame: pl.DataFrame, before: int) -> RawTable:
     strings = pl.col(pl.String).replace("", None)
-    lines = pl.Series("line", range(before + 1, before + frame.height + 1), dtype=pl.Int64)
+    lines = pl.int_range(
+        before + 1, before + frame.height + 1, dtype=pl.Int64, eager=True
+    ).alias("line")
     return _table(path, frame.with_columns(strings), lines, [], {})
 
 
@@ -226,7 +247,7 @@ def _typed_header(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, str]]:
 
 
 def _check_same_columns(shards: list[Path], tables: list[RawTable]) -> None:
-    if _kind(shards[0]) in _JSON:
+    if kind_of(shards[0]) in JSON:
         return  # A key that a JSON object lacks is a missing value, also of a whole shard.
     first = set(tables[0].frame.columns)
     for shard, table in zip(shards, tables, strict=True):

@@ -23,6 +23,16 @@ import inspect
 
 import numpy as np
 
+# Of the two that `data.partitions` makes too.
+PROMISES = {
+    "leave_last_out": "Within a user, nothing later than a target is trained on. Other "
+    "users' later events are: what became popular after a target's time leaks into "
+    "training.",
+    "global_time": "No training event is at or later than the first validation event, and "
+    "no validation event at or later than the first test event, over all users. Targets "
+    "may be of users and items that training has never seen.",
+}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -81,8 +91,7 @@ def leave_last_out(user, item, time, *, min_events=3):
         item,
         validation=asked & (from_end == 1),
         test=asked & (from_end == 0),
-        promise="Within a user, nothing later than a target is trained on. Other users' "
-        "later events are: what became popular after a target's time leaks into training.",
+        promise=PROMISES["leave_last_out"],
     )
 
 
@@ -93,21 +102,40 @@ def global_time(user, item, time, *, validation=0.1, test=0.1):
     larger than asked, and the ones before it smaller.
     """
     user, item, time = _events(user, item, time)
-    _shares(validation, test)
-    ordered, n = np.sort(time), len(time)
-    n_test, n_validation = round(test * n), round(validation * n)
-    first_test = ordered[min(n - n_test, n - 1)]
-    first_validation = ordered[min(n - n_test - n_validation, n - 1)]
+    first_validation, first_test = np.sort(time)[
+        list(first_places(len(time), validation, test))
+    ]
     return _split(
         "global_time",
         user,
         item,
         validation=(time >= first_validation) & (time < first_test),
         test=time >= first_test,
-        promise="No training event is at or later than the first validation event, and no "
-        "validation event at or later than the first test event, over all users. Targets "
-        "may be of users and items that training has never seen.",
+        promise=PROMISES["global_time"],
     )
+
+
+def first_places(n, validation, test):
+    """Where validation and test of `global_time` begin among n events in order of time."""
+    _shares(validation, test)
+    n_test, n_validation = round(test * n), round(validation * n)
+    return min(n - n_test - n_validation, n - 1), min(n - n_test, n - 1)
+
+
+def last_of_each(user, *, min_events=3):
+    """The folds of `leave_last_out`, for events in order of user, time and row.
+
+    Args:
+      user: `[N]` rows in order.
+      min_events: As of `leave_last_out`.
+
+    Returns:
+      `[N]` int: 0 training, 1 validation, 2 test.
+    """
+    sizes = np.bincount(user) if len(user) else np.zeros(0, np.int64)
+    from_end = np.cumsum(sizes)[user] - 1 - np.arange(len(user))
+    fold = np.where(from_end < 2, 2 - from_end, 0)
+    return np.where(sizes[user] >= min_events, fold, 0)
 
 
 def cold_items(user, item, time, *, share=0.1, seed=0):
@@ -294,14 +322,11 @@ def _split(name, user, item, *, validation, test, promise, context=None):
     train = ~(asked | context)
     folds = {"train": train, "validation": validation, "test": test, "context": context}
     rows = {fold: np.flatnonzero(chosen).astype(np.int64) for fold, chosen in folds.items()}
-    for fold in ("train", "validation", "test"):
-        if not len(rows[fold]):
-            raise ValueError(
-                f"Split {name.replace('_', '-')} leaves {fold} empty: too few of "
-                f"{len(user)} interactions, {len(np.unique(user))} users, "
-                f"{len(np.unique(item))} items, or too many of one time. "
-                "Change split.name or split.share."
-            )
+    require_folds(
+        name,
+        {fold: len(rows[fold]) for fold in ("train", "validation", "test")},
+        lambda: (len(np.unique(user)), len(np.unique(item))),
+    )
     for chosen in rows.values():
         chosen.setflags(write=False)
     return Split(
@@ -315,11 +340,33 @@ def _split(name, user, item, *, validation, test, promise, context=None):
     )
 
 
+def require_folds(name, sizes, distinct):
+    """Checks that each fold has a row.
+
+    Args:
+      name: Of the split.
+      sizes: Rows of each fold.
+      distinct: Gives how many users and items there are, for the message.
+    """
+    for fold, size in sizes.items():
+        if not size:
+            users, items = distinct()
+            raise ValueError(
+                f"Split {name.replace('_', '-')} leaves {fold} empty: too few of "
+                f"{sum(sizes.values())} interactions, {users} users, {items} items, or too "
+                "many of one time. Change split.name or split.share."
+            )
+
+
+def digest_of(fold):
+    """The digest of a split by the fold of each row: 0 training, 1 validation, 2 test."""
+    return _digest(*(np.flatnonzero(fold == number) for number in range(3)))
+
+
 def _digest(*folds):
     """sha256 over each fold's length and rows, the same on every platform."""
     total = hashlib.sha256()
     for fold in folds:
-        total.update(
-            np.int64(len(fold)).astype("<i8").tobytes() + fold.astype("<i8").tobytes()
-        )
+        total.update(np.int64(len(fold)).astype("<i8").tobytes())
+        total.update(np.ascontiguousarray(fold, "<i8"))
     return total.hexdigest()

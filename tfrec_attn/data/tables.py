@@ -72,33 +72,18 @@ def read_tables(
     """
     if bad_rows not in ("stop", "set-aside"):
         raise ValueError(f'bad_rows is "stop" or "set-aside": got {bad_rows!r}.')
-    schema = schema or Schema()
-    raw_items = readers.read(items, schema.items.file)
-    users_format = (schema.users or EntitySchema()).file
-    raw_users = readers.read(users, users_format) if users else None
-    raw_events = readers.read(interactions, schema.interactions.file)
-    _require_rows(raw for raw in (raw_items, raw_users, raw_events) if raw)
-    schema = inference.resolve(schema, raw_items, raw_users, raw_events)
-    logger.info(
-        "What the columns mean (copy into the config to correct it):\n%s", schema.to_toml()
-    )
-
-    known_items = read_entities(raw_items, schema.items, "items")
-    known_users = _no_users()
-    if raw_users and schema.users:
-        known_users = read_entities(raw_users, schema.users, "users")
+    raw_events = readers.read(interactions, (schema or Schema()).interactions.file)
+    schema, known_items, known_users = read_both(items, users, raw_events, schema)
     # A run that stops names causes, not the unknown ids that follow from rejected items.
     whole = bad_rows == "set-aside" or known_items.rejects.is_empty()
     events = read_interactions(
         raw_events, schema.interactions, known_items.frame["id"] if whole else None
     )
     all_rejects = pl.concat([known_items.rejects, known_users.rejects, events.rejects])
-    _settle(all_rejects, bad_rows, Path(rejects_path) if rejects_path else None)
-    for raw, kept in ((raw_items, known_items), (raw_events, events)):
-        if kept.frame.is_empty():
-            left = rejects.message(all_rejects, None)
-            raise ValueError(f"{raw.name}: no row is left. {left}")
-    all_users = _add_users(known_users.frame, events.frame["user"])
+    settle(all_rejects, bad_rows, Path(rejects_path) if rejects_path else None)
+    for name, kept in ((items, known_items), (interactions, events)):
+        require_left(str(name), kept.frame.height, all_rejects)
+    all_users = add_users(known_users.frame, events.frame["user"])
     return Tables(
         items=known_items.frame,
         users=all_users,
@@ -106,6 +91,44 @@ def read_tables(
         schema=schema,
         rejects=all_rejects,
     )
+
+
+def read_both(
+    items: str | Path,
+    users: str | Path | None,
+    raw_events: RawTable,
+    schema: Schema | None = None,
+) -> tuple[Schema, checks.Checked, checks.Checked]:
+    """Reads items and users, and resolves the schema.
+
+    Args:
+      items, users, schema: See `read_tables`, also for what is raised.
+      raw_events: Interactions, as many as tell what their columns mean.
+
+    Returns:
+      The schema, and the rows of items and users, good and bad.
+    """
+    schema = schema or Schema()
+    raw_items = readers.read(items, schema.items.file)
+    users_format = (schema.users or EntitySchema()).file
+    raw_users = readers.read(users, users_format) if users else None
+    _require_rows(raw for raw in (raw_items, raw_users, raw_events) if raw)
+    schema = inference.resolve(schema, raw_items, raw_users, raw_events)
+    logger.info(
+        "What the columns mean (copy into the config to correct it):\n%s", schema.to_toml()
+    )
+    known_items = read_entities(raw_items, schema.items, "items")
+    known_users = _no_users()
+    if raw_users and schema.users:
+        known_users = read_entities(raw_users, schema.users, "users")
+    return schema, known_items, known_users
+
+
+def require_left(name: str, rows: int, all_rejects: pl.DataFrame) -> None:
+    """Checks that a table has a row that keeps all rules."""
+    if not rows:
+        left = rejects.message(all_rejects, None)
+        raise ValueError(f"{name}: no row is left. {left}")
 
 
 def read_items(
@@ -120,10 +143,8 @@ def read_items(
     raw = readers.read(path, schema.items.file)
     _require_rows([raw])
     found = read_entities(raw, schema.items, "items")
-    _settle(found.rejects, bad_rows, None)
-    if found.frame.is_empty():
-        left = rejects.message(found.rejects, None)
-        raise ValueError(f"{raw.name}: no row is left. {left}")
+    settle(found.rejects, bad_rows, None)
+    require_left(raw.name, found.frame.height, found.rejects)
     return found.frame
 
 
@@ -133,7 +154,7 @@ def _require_rows(tables: Iterable[RawTable]) -> None:
             raise ValueError(f"{raw.name}: the table has no rows.")
 
 
-def _settle(all_rejects: pl.DataFrame, bad_rows: BadRows, path: Path | None) -> None:
+def settle(all_rejects: pl.DataFrame, bad_rows: BadRows, path: Path | None) -> None:
     """Writes the rejects and stops or goes on."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +175,8 @@ def _no_users() -> checks.Checked:
     return checks.Checked(frame, rejects.empty())
 
 
-def _add_users(users: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
-    """Appends users that only the interactions know, in order of appearance."""
+def add_users(users: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
+    """Appends users that only the interactions know, in order of appearance in `seen`."""
     ids = seen.unique(maintain_order=True)
     new = ids.filter(~ids.is_in(users["id"].implode()))
     if len(new) and users.height:

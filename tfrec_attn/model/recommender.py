@@ -314,8 +314,8 @@ class Recommender(TwoStage):
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(made)),
             query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
-            taken=sampling.taken(
-                self.positives_of, batch["user"], items, self.frequency.shape[0]
+            taken=tf.ensure_shape(
+                sampling.taken(self._positives(batch), items), [seen.shape[0], None]
             ),
             positive=replicas.own(goals["positive"]),
             whole=goals,
@@ -330,6 +330,13 @@ class Recommender(TwoStage):
             whole = tf.reduce_any(features["text_mask"], -1, keepdims=True)
             features["text_mask"] = whole
         return features
+
+    def _positives(self, batch) -> tf.RaggedTensor:
+        """`[B, None]` item rows of the users' training positives: those that come with a
+        batch that is read from shards, else those that the model knows."""
+        if "positives" in batch:
+            return tf.RaggedTensor.from_tensor(batch["positives"], padding=-1)
+        return tf.gather(self.positives_of, batch["user"])
 
     def _ranking(self, step):
         """The scorer alone has to find the target: it learns nothing that the retrieval

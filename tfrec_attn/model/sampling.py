@@ -13,8 +13,10 @@ LEFT_OUT = -2.0
 
 def negatives(items, count: int, seed):
     """Some of the items `[N]`, at most `count`, each once."""
-    order = tf.argsort(tf.random.stateless_uniform(items.shape, seed))
-    return tf.gather(items, order[: min(count, items.shape[0])])
+    chance = tf.random.stateless_uniform(items.shape, seed)
+    # The lowest, in order, without sorting the rest.
+    order = tf.math.top_k(-chance, min(count, items.shape[0])).indices
+    return tf.gather(items, order)
 
 
 def each_once(parts):
@@ -35,25 +37,26 @@ def each_once(parts):
     }
 
 
-def taken(positives_of: tf.RaggedTensor, users, items, n_items: int):
+def taken(theirs: tf.RaggedTensor, items):
     """Which items are positives of which user.
 
     Args:
-      positives_of: `[all users, None]` item rows.
-      users: `[B]`.
+      theirs: `[B, None]` item rows of each user.
       items: `[U]` item rows, each once.
-      n_items: I.
 
     Returns:
       `[B, U]` bool.
     """
-    place = tf.scatter_nd(items[:, None], tf.range(1, tf.size(items) + 1), [n_items])
-    theirs = tf.gather(positives_of, users)
-    column = tf.gather(place, theirs.values)
+    # Looked up in order, so that the cost is the step's and not the catalogue's.
+    order = tf.argsort(items)
+    ranked = tf.gather(items, order)
+    at = tf.searchsorted(ranked, theirs.values)
+    at = tf.minimum(at, tf.size(items) - 1)
     row = tf.cast(theirs.value_rowids(), tf.int32)
-    pairs = tf.boolean_mask(tf.stack([row, column - 1], 1), column > 0)
+    found = tf.gather(ranked, at) == theirs.values
+    pairs = tf.boolean_mask(tf.stack([row, tf.gather(order, at)], 1), found)
     ones = tf.ones([tf.shape(pairs)[0]], tf.int32)
-    shape = tf.stack([tf.size(users), tf.size(items)])
+    shape = tf.stack([tf.cast(theirs.nrows(), tf.int32), tf.size(items)])
     return tf.scatter_nd(pairs, ones, shape) > 0
 
 
