@@ -193,6 +193,7 @@ def prepare(
         return stored(config, out, past)
     config, found = read(config, out)
     found = past.ordered(found, user_id=config.model.user_id) if past else found
+    _require_several(found)
     events = found.interactions
     old = past.is_old(found) if past else None
     timed = bool(found.schema.interactions.time)
@@ -227,10 +228,19 @@ def stored(
     _require_same(config, kept)
     whole = kind is Prepared
     found = kept.tables(with_events=whole)
+    _require_several(found)
     config = _with_schema(config, found.schema)
     split = kept.split(with_rows=whole)
     counts = kept.counts["train"]
     return _made(kind, config, found, split, counts, counts, out=out, past=past, kept=kept)
+
+
+def _require_several(found: tables.Tables) -> None:
+    if len(found.items) == 1:
+        raise ValueError(
+            f"The items table has one item, {found.items['id'][0]!r}: a recommender "
+            "chooses among several. Look whether schema.items.id is the right column."
+        )
 
 
 def _require_same(config: Config, kept: folder.Folder) -> None:
@@ -265,11 +275,6 @@ def _made(
       **more: Other fields.
     """
     schema = found.schema
-    if len(found.items) == 1:
-        raise ValueError(
-            f"The items table has one item, {found.items['id'][0]!r}: a recommender "
-            "chooses among several. Look whether schema.items.id is the right column."
-        )
     if not schema.interactions.time:
         later = " There is no time column: later means further down in the file."
         split = dataclasses.replace(split, promise=split.promise + later)
