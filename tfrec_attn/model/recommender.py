@@ -261,7 +261,10 @@ class Recommender(TwoStage):
     def _step(self, batch, training, turn=0, shift=None) -> Step:
         # The same on every replica: negatives are shared.
         drawn = sampling.negatives(self.known_items, self.settings.negatives, self._seed(0))
-        whole = replicas.examples_of_all(batch)
+        liked = self._positives(batch)
+        whole = replicas.examples_of_all(
+            {n: v for n, v in batch.items() if n != "positives"}
+        )
         items, at = sampling.each_once(
             {
                 "history": tf.maximum(whole["history"], 0),
@@ -314,9 +317,7 @@ class Recommender(TwoStage):
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(made)),
             query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
-            taken=tf.ensure_shape(
-                sampling.taken(self._positives(batch), items), [seen.shape[0], None]
-            ),
+            taken=tf.ensure_shape(sampling.taken(liked, items), [seen.shape[0], None]),
             positive=replicas.own(goals["positive"]),
             whole=goals,
             training=training,
