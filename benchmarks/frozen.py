@@ -56,11 +56,11 @@ def main(argv=None) -> int:
 
 
 def ours(prepared):
-    from tfrec_attn import optimizers, pipeline
+    from tfrec_attn import building, optimizers
     from tfrec_attn.data import batches
 
     settings, examples = prepared.config.train, prepared.training()
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     model.stage, steps = "retrieval", STEPS["tfrec_attn"]
     model.compile(optimizer=optimizers.make(settings, steps, None))
     stream = batches.training(examples, settings.batch_size, seed=0)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrec_attn import report
+from tfrec_attn import building, report
 
 WARM_UP = 5
 
@@ -92,7 +92,7 @@ def main(argv=None) -> int:
     settings = config.load(args.config)
     fit.deterministic(settings.train.seed)
     prepared = pipeline.prepare(settings)
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     model.warm_up()
     examples = prepared.training()
     rows = [

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from tfrec_attn import report
+from tfrec_attn import building, report
 
 WAYS: dict[str, dict] = {
     "all at once": {},
@@ -43,8 +43,8 @@ def measure(queue, path: Path, live: int, steps: int, way: dict) -> None:
     items = catalog.make(tables.items, {})
     folder = backbones.backbone(config.text.backbone)
     tokens = texts.tokenize(folder, items.texts, config.text.max_length)
-    with pipeline.computing_in(way.get("precision", "float32")):
-        bert = pipeline.tuned(config)
+    with building.computing_in(way.get("precision", "float32")):
+        bert = building.tuned(config)
     bert.recompute, bert.xla = way.get("recompute", False), way.get("xla", False)
     made = texts.Live(bert, tokens, count=live, rates=[], chunk=way.get("chunk", 0))
     rows = tf.constant(np.random.default_rng(0).permutation(len(items))[:live], tf.int32)

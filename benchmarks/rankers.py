@@ -29,7 +29,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import checkpoints, evaluate, fit, metrics, pipeline, report, runs
+from tfrec_attn import building, checkpoints, evaluate, fit, metrics, pipeline, report, runs
 from tfrec_attn import config as config_lib
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model.towers import masked_mean
@@ -208,7 +208,7 @@ def train(run: Path, variant: Variant, out: Path):
     config = config_lib.load(run / "config.toml", variant.overrides)
     fit.deterministic(config.train.seed)
     prepared = pipeline.prepare(config, run)
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     if variant.make:
         model.scorer = variant.make(config.scorer.dim, config.scorer.dropout)
     model.warm_up()

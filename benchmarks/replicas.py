@@ -52,13 +52,13 @@ def made(data, strategy, stage: str):
     """A model, the step that trains it, and batches of a stage."""
     import tensorflow as tf
 
-    from tfrec_attn import distribution, fit, optimizers, pipeline
+    from tfrec_attn import building, distribution, fit, optimizers
     from tfrec_attn.data import batches, examples
 
     settings, loss = data.config.train, data.config.loss
     fit.deterministic(0)
     with strategy.scope():
-        model = pipeline.build(data)
+        model = building.build(data)
     model.warm_up()
     model.stage = stage
     chosen = data.training()

@@ -118,17 +118,17 @@ def train(folder: Path, steps: int) -> None:
     """Trains some steps and a validation in this process; prints what was measured."""
     import tensorflow as tf
 
+    from tfrec_attn import building, distribution, evaluate, fit, optimizers, streamed
     from tfrec_attn import config as config_lib
-    from tfrec_attn import evaluate, fit, optimizers, pipeline, streamed
     from tfrec_attn.data import batches
 
     given = [f"data.prepared={json.dumps(str(folder))}", *SETTINGS]
     config = config_lib.load(folder / "config.toml", given, without=["data"])
     prepared = streamed.prepare(config)
     fit.deterministic(config.train.seed)
-    strategy = fit.strategy(config.train.strategy)
+    strategy = distribution.strategy(config.train.strategy)
     with strategy.scope():
-        model = pipeline.build(prepared)
+        model = building.build(prepared)
     model.warm_up()
     examples, size = prepared.training(), config.train.batch_size
     with strategy.scope():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn import baselines, comparison, pipeline, ranking
+from tfrec_attn import baselines, comparison, ranking
 from tfrec_attn.data import catalog, examples
 from tfrec_attn.model.states import ItemMatrices, UserState
+from tfrec_attn.prepared import drawn
 
 ITEMS = 7
 POSITIVE = np.array([True, True, False, False, False])
@@ -165,7 +166,7 @@ class Data:
 
     def held_out(self, name, most=None):
         past, targets = self.queries.history, self.queries.targets
-        chosen = pipeline.drawn(len(targets), most)
+        chosen = drawn(len(targets), most)
         return examples.make(past, targets.take(chosen), length=self.queries.length)
 
 

@@ -33,7 +33,8 @@ ROWS = [
     ["monitors"],
     ["fit", "ranking"],
     ["incremental"],
-    ["pipeline"],
+    ["prepared"],
+    ["pipeline", "building"],
     ["streamed"],
     ["runs"],
     ["averages", "comparison", "feedback_head", "offers", "report"],
@@ -61,6 +62,7 @@ APART = [
     ("serve.client", "serve.graph"),
     ("serve.client", "serve.server"),
     ("serve.graph", "serve.server"),
+    ("serve", "prepared"),
     ("serve", "pipeline"),
 ]
 

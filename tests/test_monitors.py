@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests.model.test_recommender import RETRIEVAL, build, shop
 from tests.test_fit import Validation, settings, values
 from tests.test_fit import train as fit_some
-from tfrec_attn import fit, monitors, optimizers, train
+from tfrec_attn import distribution, fit, monitors, optimizers, train
 
 
 def scalars(folder):
@@ -106,7 +106,7 @@ def test_the_norm_is_of_the_gradient_before_it_is_clipped():
 
 def test_replicas_say_the_norm_of_the_whole_batch():
     """Each of two replicas has a half of the gradient (6, 8)."""
-    strategy = fit.strategy("mirrored")
+    strategy = distribution.strategy("mirrored")
     with strategy.scope():
         weight = tf.Variable([1.0, 1.0])
         optimizer = optimizers.AdamW(0.1, global_clipnorm=1.0)

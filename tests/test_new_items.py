@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.worded import ITEMS, USERS, arguments
-from tfrec_attn import arrays, export, pipeline, runs, train
+from tfrec_attn import arrays, building, export, pipeline, runs, train
 
 sys.path.insert(0, str(Path(__file__).parent / "serve"))
 import shop
@@ -32,7 +32,7 @@ def opened(tmp_path_factory):
     path = folder / "new.csv"
     path.write_text(NEW.format(title=row["text"], kinds=kinds, price=row["price"]))
     more = pipeline.with_items(prepared, path)
-    wider = pipeline.build(more)
+    wider = building.build(more)
     wider.warm_up()
     for one, other in zip(wider.variables, model.variables, strict=True):
         one.assign(other)
@@ -79,7 +79,7 @@ def test_a_new_item_is_a_known_one_without_its_id(opened):
     model, prepared, wider, _ = opened
     nameless = dict(prepared.item_features)
     nameless["id"] = np.where(np.arange(shop.ITEMS) == 7, 0, nameless["id"])
-    other = pipeline.build(dataclasses.replace(prepared, item_features=nameless))
+    other = building.build(dataclasses.replace(prepared, item_features=nameless))
     other.warm_up()
     for one, from_ in zip(other.variables, model.variables, strict=True):
         one.assign(from_)

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tests.model import test_bert as small
+from tfrec_attn import building, pipeline
 from tfrec_attn import config as config_lib
-from tfrec_attn import pipeline
 from tfrec_attn.data import batches
 
 ITEMS, USERS, EACH = 11, 5, 8
@@ -247,7 +247,7 @@ def test_without_a_time_column_no_time_is_read(place, tmp_path):
 
 def model_of(prepared):
     """Weights away from where training starts, the same each time."""
-    model, draw = pipeline.build(prepared), np.random.default_rng(1)
+    model, draw = building.build(prepared), np.random.default_rng(1)
     model.warm_up()
     for variable in model.trainable_variables:
         variable.assign(draw.normal(0, 0.5, variable.shape).astype(np.float32))

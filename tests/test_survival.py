@@ -14,7 +14,7 @@ from tests.killing import dying, require_same_weights
 from tests.model import test_recommender
 from tests.model.test_recommender import RETRIEVAL, shop
 from tests.test_fit import settings, values
-from tfrec_attn import atomic, checkpoints, fit, keeper, preemption
+from tfrec_attn import atomic, checkpoints, distribution, fit, keeper, preemption
 
 KEEP, STATES = keeper.Keeper, checkpoints.States
 BATCH, REPLACE = "on_train_batch_end", (Path, "replace")
@@ -71,7 +71,7 @@ TWO_STAGES = {"epochs": 1, "ranking_epochs": 1}
 def test_killed_again_and_again_it_ends_with_the_same_weights(
     tmp_path, monkeypatch, moments, loss, given
 ):
-    monkeypatch.setattr(test_recommender, "STRATEGY", fit.strategy("one"))
+    monkeypatch.setattr(test_recommender, "STRATEGY", distribution.strategy("one"))
     make = lambda: test_recommender.build(**loss)
     whole, out = tmp_path / "whole", tmp_path / "run"
     wanted = trained(whole, make(), **given)

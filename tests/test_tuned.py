@@ -9,7 +9,7 @@ from safetensors import numpy as safetensors
 
 from tests import killing, test_line
 from tests.worded import arguments
-from tfrec_attn import evaluate, export, pipeline, runs, train
+from tfrec_attn import building, evaluate, export, runs, train
 from tfrec_attn.keeper import Keeper
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
@@ -28,7 +28,7 @@ def test_bert_is_trained_kept_and_served(worded, tmp_path, method):
     found = {k: v.mean() for k, v in evaluate.evaluate(model, prepared, "test").items()}
     assert found == pytest.approx(want["retrieval + ranking"], abs=1e-6)
     trained = hidden(model.live.bert)
-    again = pipeline.tuned(prepared.config)
+    again = building.tuned(prepared.config)
     tuning.apply(again, safetensors.load_file(tmp_path / "run" / "bert-delta.safetensors"))
     np.testing.assert_allclose(hidden(again), trained, atol=1e-6)
     whole = tmp_path / "run" / "bert"
@@ -111,7 +111,7 @@ def test_in_the_first_epoch_of_gradual_unfreezing_only_the_last_block_moves(
     sets = "bert.tuning=all", "bert.unfreeze=1", "train.epochs=1", "loss.ranking=0"
     assert train.main(arguments(worded, tmp_path, *sets)) == 0
     kept = safetensors.load_file(tmp_path / "bert-delta.safetensors")
-    start = tuning.delta(pipeline.tuned(runs.config_lib.load(tmp_path / "config.toml")))
+    start = tuning.delta(building.tuned(runs.config_lib.load(tmp_path / "config.toml")))
     moved = {name for name, value in kept.items() if (value != start[name]).any()}
     assert moved
     assert {name for name in kept if "layer_._1/" in name} >= moved

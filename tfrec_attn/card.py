@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import __version__, backbones, pipeline, report
+from tfrec_attn import __version__, backbones, report
+from tfrec_attn.prepared import Prepared
 
 FILE = "assets.extra/model_card.md"
 SHOWN = ("ndcg@10", "hit@10", "recall@20", "mrr")
 
 
-def text(name: str, prepared: pipeline.Prepared, run: Path, offered: int) -> str:
+def text(name: str, prepared: Prepared, run: Path, offered: int) -> str:
     """The card in Markdown.
 
     Args:
@@ -55,7 +56,7 @@ def text(name: str, prepared: pipeline.Prepared, run: Path, offered: int) -> str
     )
 
 
-def _data(prepared: pipeline.Prepared, metrics: dict[str, Any]) -> str:
+def _data(prepared: Prepared, metrics: dict[str, Any]) -> str:
     events = prepared.tables.interactions
     times = events["time"].to_numpy()
     lines = [

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from tfrec_attn import baselines, metrics, ranking, runs
 from tfrec_attn.data import catalog, examples
-from tfrec_attn.pipeline import Prepared
+from tfrec_attn.prepared import Prepared
 from tfrec_attn.streamed import Streamed
 
 logger = logging.getLogger(__name__)

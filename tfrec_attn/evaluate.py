@@ -13,7 +13,7 @@ from scipy import stats
 
 from tfrec_attn import baselines, comparison, metrics, ranking
 from tfrec_attn.data import examples
-from tfrec_attn.pipeline import Prepared
+from tfrec_attn.prepared import Prepared
 
 KS = (5, 10, 20)
 

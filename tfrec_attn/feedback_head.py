@@ -9,7 +9,7 @@ from sklearn.metrics import classification_report, roc_auc_score
 from tfrec_attn import ranking
 from tfrec_attn.data import examples
 from tfrec_attn.labels import LABELS
-from tfrec_attn.pipeline import Prepared
+from tfrec_attn.prepared import Prepared
 
 LIKED = ("buy", "like")
 

@@ -7,15 +7,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tfrec_attn import pipeline
 from tfrec_attn.data import catalog, tables
+from tfrec_attn.prepared import Prepared
 
 logger = logging.getLogger(__name__)
 
 
-def attributes(
-    prepared: pipeline.Prepared, paths: Sequence[Path]
-) -> catalog.Catalog | None:
+def attributes(prepared: Prepared, paths: Sequence[Path]) -> catalog.Catalog | None:
     """The columns of `index.filters`, by row of the items; None where there are none.
 
     Args:
@@ -63,7 +61,7 @@ def attributes(
 
 
 def offered(
-    prepared: pipeline.Prepared, remove: Path | None, part: tuple[int, int] | None
+    prepared: Prepared, remove: Path | None, part: tuple[int, int] | None
 ) -> np.ndarray:
     """`[I]` bool: the items that may be recommended.
 
@@ -93,7 +91,7 @@ def offered(
     return left
 
 
-def write_vectors(path: Path, prepared: pipeline.Prepared, first, left: np.ndarray) -> None:
+def write_vectors(path: Path, prepared: Prepared, first, left: np.ndarray) -> None:
     """Ids and pooled vectors `[d]` of the items that are recommended, as Parquet.
 
     Args:

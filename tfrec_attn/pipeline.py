@@ -4,154 +4,28 @@ Tables, split, catalogs and encoded texts: all of it is a function of the config
 files that it names, so that `evaluate` and `export` see what `train` saw.
 """
 
-import contextlib
 import dataclasses
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
-import tf_keras
 
 from tfrec_attn import atomic, backbones, incremental
 from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config, flat, load
-from tfrec_attn.data import catalog, examples, folder, splits, tables
+from tfrec_attn.data import catalog, folder, splits, tables
 from tfrec_attn.labels import LABELS
-from tfrec_attn.model import assembly, recommender, texts, tuning
 from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.model import texts
+from tfrec_attn.prepared import Prepared, learned
 
 logger = logging.getLogger(__name__)
 
 # Targets that stand for none, of an item that can be a negative.
 RARE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What a run stands on.
-
-    Attributes:
-      config: With the schema that was inferred.
-      tables, split: The checked tables and the folds of their interactions.
-      items, users: The catalogs.
-      item_features, user_features: Arrays by row, texts encoded; see
-        `towers.FeatureTokens`.
-      texts: Of the items, None where there are none.
-      frequency: Share of each item among the training targets; of the first items, where
-        `with_items` has added others.
-      past: What an earlier training knew; None where the run is the first.
-      old: `[interactions]` bool, which events that training had; None where none is.
-      kept: The folder that `tfrec_attn.prepare` made; None where tables were read.
-    """
-
-    config: Config
-    tables: tables.Tables
-    split: splits.Split
-    items: catalog.Catalog
-    users: catalog.Catalog
-    item_features: dict[str, np.ndarray]
-    user_features: dict[str, np.ndarray]
-    texts: texts.Tokens | None
-    frequency: np.ndarray
-    past: incremental.Past | None = None
-    old: np.ndarray | None = None
-    kept: folder.Folder | None = None
-
-    @property
-    def words(self) -> np.ndarray:
-        """`[I, W]` the words of the item texts, by token; "" at padding."""
-        return self.texts.words if self.texts else np.zeros((len(self.items), 0), str)
-
-    @property
-    def truncated(self) -> float:
-        """Share of item texts that were longer than `text.max_length`."""
-        return self.texts.truncated if self.texts else 0.0
-
-    @property
-    def label_is_positive(self) -> np.ndarray:
-        """`[labels]` bool."""
-        return np.isin(LABELS, self.config.examples.positives)
-
-    def events(self, rows: np.ndarray) -> examples.Events:
-        """Some rows of the interactions, sorted."""
-        column = lambda name: self.tables.interactions[name].to_numpy()
-        return examples.sort(
-            column("user"),
-            column("item"),
-            column("time"),
-            column("feedback"),
-            column("weight"),
-            rows,
-        )
-
-    def training(self) -> examples.Examples:
-        """Windows over the training fold. Its events are all targets of the feedback head,
-        the positive ones of retrieval and ranking too."""
-        past, settings = self.events(self.split.train), self.config.examples
-        goal = self.events(_learned(self.config, self.split, self.old))
-        return examples.make(past, goal, length=settings.history, count=settings.targets)
-
-    def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
-        """One example for each new positive event of `validation` or `test`: what the
-        user already had in the earlier folds is no target, as it is never recommended.
-
-        Args:
-          fold: `validation` or `test`.
-          most: Examples to draw where there are more, always the same; all by default.
-        """
-        past, goal, fresh = self._goal(fold)
-        wanted = np.flatnonzero(fresh & self.label_is_positive[goal.feedback])
-        goal = goal.take(wanted[drawn(len(wanted), most)])
-        return examples.make(past, goal, length=self.config.examples.history)
-
-    def queries(self, fold: str) -> int:
-        """How many examples `held_out` has."""
-        return len(self.held_out(fold))
-
-    def positives_of(self) -> tf.RaggedTensor:
-        """`[users, None]` item rows of each user's training positives."""
-        past = self.events(self.split.train)
-        past = past.take(np.flatnonzero(self.label_is_positive[past.feedback]))
-        sizes = np.bincount(past.user, minlength=len(self.users))
-        return tf.RaggedTensor.from_row_lengths(past.item, sizes)
-
-    def repeated(self, fold: str) -> int:
-        """How many events of a fold are no targets as their users have had the item."""
-        return int((~self._goal(fold)[2]).sum())
-
-    def _goal(self, fold: str):
-        """What was before a fold, its events, and whether each is of an item that is new
-        to its user."""
-        past = self.events(self.split.known(fold))
-        goal = self.events(getattr(self.split, fold))
-        seen = _pairs(past, len(self.items))
-        return past, goal, ~np.isin(_pairs(goal, len(self.items)), seen)
-
-
-def drawn(count: int, most: int | None) -> np.ndarray:
-    """Some of so many, in order, always the same ones; all where there are no more."""
-    if most is None or count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, most, replace=False))
-
-
-def _learned(config: Config, split: splits.Split, old: np.ndarray | None) -> np.ndarray:
-    """Rows of the training fold that are targets: all, or where a training goes on the new
-    ones and some of the old, which its seed chooses."""
-    if old is None:
-        return split.train
-    chance = np.random.default_rng(config.train.seed).random(len(old))
-    again = chance < config.train.replay
-    return split.train[(~old | again)[split.train]]
-
-
-def _pairs(events: examples.Events, n_items: int) -> np.ndarray:
-    return events.user.astype(np.int64) * n_items + events.item
 
 
 def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
@@ -206,7 +80,7 @@ def prepare(
         return np.bincount(goal, minlength=len(found.items))
 
     counts = counted(split.train)
-    targets = counted(_learned(config, split, old)) if old is not None else counts
+    targets = counted(learned(config, split, old)) if old is not None else counts
     return _made(
         Prepared, config, found, split, counts, targets, out=out, past=past, old=old
     )
@@ -425,74 +299,3 @@ def with_items(prepared: Prepared, path: Path) -> Prepared:
         item_features=join(prepared.item_features, features),
         texts=prepared.texts and prepared.texts.followed_by(tokens, len(new)),
     )
-
-
-def build(prepared: Prepared, precision: str = "float32") -> recommender.Recommender:
-    """The untrained model of a prepared run.
-
-    Args:
-      prepared: The run's data.
-      precision: Of a trained BERT's maps.
-    """
-    profile = {
-        name: value
-        for name, value in prepared.user_features.items()
-        if name != "id" or prepared.config.model.user_id
-    }
-    return assembly.build(
-        prepared.config,
-        items=prepared.item_features,
-        users=profile,
-        item_columns=prepared.items.columns,
-        user_columns=prepared.users.columns,
-        frequency=prepared.frequency,
-        positives_of=prepared.positives_of(),
-        live=_live(prepared, precision),
-    )
-
-
-def _live(prepared: Prepared, precision: str) -> texts.Live | None:
-    """The BERT that is trained, None where it is frozen."""
-    config, settings = prepared.config, prepared.config.bert
-    if settings.tuning == "frozen":
-        return None
-    if prepared.texts is None:
-        raise ValueError(
-            f"bert.tuning={settings.tuning!r} trains BERT on the texts of items, and there "
-            "are none: set schema.items.text and text.backbone, or bert.tuning=frozen."
-        )
-    with computing_in(precision):
-        bert = tuned(config)
-    bert.recompute, bert.xla = settings.recompute, settings.xla
-    logger.info("bert.tuning=%s: %s", settings.tuning, tuning.count(bert))
-    rates = tuning.rates(bert, settings.learning_rate, settings.decay)
-    # A step's, of which each part has its share.
-    count = -(-settings.live // config.train.accumulate)
-    return texts.Live(
-        bert,
-        prepared.texts,
-        count=count,
-        rates=rates,
-        unfreeze=settings.unfreeze,
-        chunk=settings.chunk,
-        lost=config.regularization.token_dropout,
-    )
-
-
-@contextlib.contextmanager
-def computing_in(precision: str) -> Iterator[None]:
-    """Keras layers that are made here compute so, with weights of float32."""
-    mixed, was = tf_keras.mixed_precision, tf_keras.mixed_precision.global_policy()
-    mixed.set_global_policy("float32" if precision == "float32" else f"mixed_{precision}")
-    try:
-        yield
-    finally:
-        mixed.set_global_policy(was)
-
-
-def tuned(config: Config) -> bert_lib.Bert:
-    """The backbone, ready to be trained by `bert.tuning`, as it starts."""
-    bert = bert_lib.load(backbones.backbone(config.text.backbone))
-    settings = config.bert
-    tuning.tune(bert, settings.tuning, size=settings.size, seed=config.train.seed)
-    return bert

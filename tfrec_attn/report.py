@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from tfrec_attn import comparison, plots
 from tfrec_attn.data import examples
-from tfrec_attn.pipeline import Prepared
+from tfrec_attn.prepared import Prepared
 
 FILES = ("report.md", "report.html", "evaluation.json", "ranks.csv")
 NAMES = {"hit": "HR", "recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}

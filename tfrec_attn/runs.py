@@ -14,11 +14,12 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import atomic, backbones, checkpoints, fit, incremental, pipeline
+from tfrec_attn import atomic, backbones, building, checkpoints, fit, incremental, pipeline
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
+from tfrec_attn.prepared import Prepared
 
 PACKAGES = (
     "tensorflow",
@@ -64,7 +65,7 @@ def claim(out: Path, *, resume: bool) -> bool:
     return begun
 
 
-def require_same(out: Path, prepared: pipeline.Prepared) -> None:
+def require_same(out: Path, prepared: Prepared) -> None:
     """Checks that a run goes on with the settings and the tables it was begun with.
 
     Raises:
@@ -88,7 +89,7 @@ def require_same(out: Path, prepared: pipeline.Prepared) -> None:
     _require_same_tables(out, prepared)
 
 
-def _require_same_tables(out: Path, prepared: pipeline.Prepared) -> None:
+def _require_same_tables(out: Path, prepared: Prepared) -> None:
     was = json.loads((out / "columns.json").read_text("utf-8")).get("tables")
     if was and was != fingerprint(prepared):
         raise ValueError(
@@ -98,7 +99,7 @@ def _require_same_tables(out: Path, prepared: pipeline.Prepared) -> None:
         )
 
 
-def fingerprint(prepared: pipeline.Prepared) -> str:
+def fingerprint(prepared: Prepared) -> str:
     """sha256 over what a run has read from its tables."""
     total = hashlib.sha256()
     for table in (prepared.items, prepared.users):
@@ -114,7 +115,7 @@ def fingerprint(prepared: pipeline.Prepared) -> str:
     return total.hexdigest()
 
 
-def begin(out: Path, prepared: pipeline.Prepared) -> None:
+def begin(out: Path, prepared: Prepared) -> None:
     """Writes what the run stands on: schema, learned columns, rows, environment, and at
     the end the config, by which the run is one."""
     (out / "config.toml").unlink(missing_ok=True)
@@ -148,7 +149,7 @@ def write_json(path: Path, value: Any) -> None:
     atomic.write(path, json.dumps(value, indent=2) + "\n")
 
 
-def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
+def keep_bert(out: Path, prepared: Prepared, bert) -> None:
     """Writes a trained BERT in files of its own: `bert-delta.safetensors`, by which it
     differs from the backbone, and `bert/`, a whole BERT folder, where one can say the same.
     """
@@ -157,7 +158,7 @@ def keep_bert(out: Path, prepared: pipeline.Prepared, bert) -> None:
         safetensors.save_file(delta, partial)
     if not tuning.can_merge(bert):
         return
-    merged = pipeline.tuned(prepared.config)
+    merged = building.tuned(prepared.config)
     tuning.apply(merged, delta)
     tuning.merge(merged)
     like = backbones.backbone(prepared.config.text.backbone)
@@ -217,7 +218,7 @@ def _made(run: Path, items: Path | None = None, backbone: Path | None = None):
     if items is not None:
         prepared = pipeline.with_items(prepared, items)
     fit.deterministic(config.train.seed)
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     model.warm_up()
     return model, prepared
 

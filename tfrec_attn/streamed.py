@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfrec_attn import incremental, pipeline
 from tfrec_attn.config import Config
 from tfrec_attn.data import examples, folder, partitions, shards
+from tfrec_attn.prepared import Prepared, drawn
 
 
 def prepare(
@@ -26,7 +27,7 @@ def prepare(
 
 
 @dataclasses.dataclass(frozen=True)
-class Streamed(pipeline.Prepared):
+class Streamed(Prepared):
     """Without interactions in memory, but for those of a part of the users at a time.
 
     Attributes:
@@ -87,7 +88,7 @@ class Streamed(pipeline.Prepared):
         """As of `Prepared`, with no more history than that of the users who are asked."""
         key = fold, most or 0
         if key not in self.drawn:
-            chosen = pipeline.drawn(self.queries(fold), most)
+            chosen = drawn(self.queries(fold), most)
             found = _joined(list(self._chosen(fold, chosen)))
             if most is None:
                 return examples.make(*found, length=self.config.examples.history)

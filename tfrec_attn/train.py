@@ -175,6 +175,7 @@ def _run(
 ) -> dict:
     """One worker's part of `run`, in its own folder."""
     from tfrec_attn import (
+        building,
         distribution,
         evaluate,
         fit,
@@ -209,7 +210,7 @@ def _run(
     # Here, as whatever has made layers before, as to encode texts, has drawn from the seed.
     fit.deterministic(config.train.seed)
     with strategy.scope():
-        model = pipeline.build(prepared, config.train.precision)
+        model = building.build(prepared, config.train.precision)
     model.warm_up()
     if base and not incremental.grown(out):
         incremental.grow(model, base, out)

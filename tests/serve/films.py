@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import shop
 
-from tfrec_attn import config, export, fit, pipeline
+from tfrec_attn import building, config, export, fit, pipeline
 from tfrec_attn.serve.export import write
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,6 +46,6 @@ def save(folder: pathlib.Path, base: pathlib.Path) -> None:
     path = ROOT / "configs" / "movielens-100k.toml"
     prepared = pipeline.prepare(config.load(path, sets, without=["data"]))
     fit.deterministic(7)
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     model.warm_up()
     write(export.served(model, prepared), base, 1)

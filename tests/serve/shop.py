@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import transformers
 
-from tfrec_attn import config, fit, pipeline
+from tfrec_attn import building, config, fit, pipeline
 
 ITEMS, USERS, EVENTS = 31, 23, 9
 WORDS = ("red", "green", "wool", "silk", "hat", "sock")
@@ -92,6 +92,6 @@ def untrained(folder: pathlib.Path, split: str = "global-time", **index):
     }
     prepared = pipeline.prepare(config.validate(settings))
     fit.deterministic(7)
-    model = pipeline.build(prepared)
+    model = building.build(prepared)
     model.warm_up()
     return model, prepared
