@@ -132,7 +132,7 @@ def run_stage(
         make = functools.partial(service.training, examples, address=settings.data_service)
     make = functools.partial(
         make,
-        batch_size=size,
+        size,
         seed=settings.seed,
         epoch=len(keeper.history),
         step=keeper.position.step,

@@ -110,7 +110,9 @@ def test_every_format_gives_the_same_tables(read, write, tmp_path, ending):
                 "tsv": frame.write_csv(separator="\t").encode(),
                 "jsonl": _as_jsonl(frame),
             }[kind]
-            path.write_bytes(gzip.compress(data, mtime=0) if ending.endswith("gz") else data)
+            path.write_bytes(
+                gzip.compress(data, mtime=0) if ending.endswith("gz") else data
+            )
         paths.append(path)
     tables = read_tables(*paths)
     for table in ("items", "users", "interactions"):

@@ -1,5 +1,8 @@
 """TLS, headers, and what is asked for, of both clients over both protocols."""
 
+import ssl
+
+import httpx
 import pytest
 import scripted
 import trustme
@@ -132,3 +135,14 @@ def test_a_certificate_needs_its_key():
 def test_an_answer_of_another_kind_of_server_is_said(status, body, message):
     with pytest.raises(ServerError, match=f"^{message}"):
         transports.read_json(status, body)
+
+
+@either
+def test_an_alert_that_httpx_lets_through_is_an_answer_like_the_others(kind, monkeypatch):
+    def alert(*_, **__):
+        raise ssl.SSLError(1, "tlsv13 alert certificate required")
+
+    for client, method in ((httpx.Client, "stream"), (httpx.AsyncClient, "request")):
+        monkeypatch.setattr(client, method, alert)
+    with pytest.raises(ServerError, match=r"UNAVAILABLE: .*certificate required"):
+        ask(kind, "http://localhost:1", metadata, retry=False)

@@ -157,6 +157,10 @@ def read_json(status: int, body: bytes) -> Any:
     )
 
 
+# A TLS alert that comes while an answer is awaited passes through httpx as it is.
+_BROKEN = httpx.HTTPError, OSError
+
+
 class RestTransport:
     """Kept connections, which may be shared by threads."""
 
@@ -177,7 +181,7 @@ class RestTransport:
                     deadline.left()
         except httpx.TimeoutException as error:
             raise deadline.passed() from error
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
         return read_json(response.status_code, b"".join(parts))
 
@@ -201,7 +205,7 @@ class AsyncRestTransport:
                 response = await self._http.request(method, path, json=body, timeout=None)
         except TimeoutError as error:
             raise deadline.passed() from error
-        except httpx.HTTPError as error:
+        except _BROKEN as error:
             raise ServerError("UNAVAILABLE", str(error)) from error
         return read_json(response.status_code, response.content)
 
