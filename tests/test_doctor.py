@@ -56,7 +56,8 @@ def test_this_environment_is_healthy(healthy):
 
 SUBJECTS = (
     "python, keras, import order, devices, determinism, tensorflow-text, cache, "
-    "movielens-100k, all-MiniLM-L6-v2, extra serve, extra keras3"
+    "movielens-100k, all-MiniLM-L6-v2, extra serve, extra keras3, "
+    "extra baselines, extra beam, extra search, extra wandb"
 )
 
 

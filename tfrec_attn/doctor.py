@@ -28,6 +28,10 @@ _ENOUGH, _LEAST = 2e9, 5e8
 _OPTIONAL = {
     "serve": "the embedded server and the gRPC client",
     "keras3": "the scorer as a Keras 3 layer",
+    "baselines": "implicit ALS beside the model in evaluate",
+    "beam": "prepare, and recommend on a Beam runner",
+    "search": "the search for settings",
+    "wandb": "curves on Weights & Biases",
     "test": "the tests",
 }
 
