@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import turns
 
+from tfrec_attn import comparison, metrics, ranking, runs
+from tfrec_attn.keras_binding import on_legacy_keras
+
 tf = turns.tensorflow()
-
-import tensorflow_recommenders as tfrs  # noqa: E402
-
-from tfrec_attn import comparison, metrics, ranking, runs  # noqa: E402
+tfrs = on_legacy_keras("tensorflow_recommenders")
 
 KS = (1, 5, 10, 50, 100)
 # Queries of a step, as `ranking` takes them, and as the tutorials of TFRS do.

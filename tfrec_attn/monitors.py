@@ -1,5 +1,6 @@
 """What is seen of a training while it runs: TensorBoard, and others who ask."""
 
+import abc
 import contextlib
 import dataclasses
 import secrets
@@ -16,7 +17,7 @@ from tfrec_attn import optimizers
 EVERY = 10
 
 
-class Steps(tf_keras.callbacks.Callback):
+class Steps(tf_keras.callbacks.Callback, abc.ABC):
     """Every few steps says what the last of them was like: the loss (the mean over the
     epoch so far), the learning rate, the norm of the gradient before it was clipped, and
     examples a second since it was said before.
@@ -30,9 +31,9 @@ class Steps(tf_keras.callbacks.Callback):
         super().__init__()
         self.examples, self.every = examples, every
 
+    @abc.abstractmethod
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Takes what is said of a step, by its number in the stage."""
-        raise NotImplementedError
 
     def on_epoch_begin(self, epoch, logs=None):
         # The validation before took time, too.

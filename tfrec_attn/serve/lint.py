@@ -8,6 +8,7 @@ tensorflow-text 2.20 that its build file lists under `ops_lib`.
 import argparse
 import collections
 import contextlib
+import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -278,8 +279,7 @@ def main(argv=None) -> int:
     )
     args = parser.parse_args(argv)
     # Registers the tokenizer's ops: a graph that holds them does not load without this.
-    import tensorflow_text  # noqa: F401
-
+    importlib.import_module("tensorflow_text")
     try:
         faults = lint(args.version, largest=args.largest_constant)
     except (OSError, ValueError) as error:

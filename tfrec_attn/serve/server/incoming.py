@@ -47,7 +47,9 @@ def late(where: str) -> ServingError:
     )
 
 
-_current = contextvars.ContextVar("call", default=Call())  # noqa: B039 it is frozen
+# Of a thread that answers none.
+_NO_CALL = Call()
+_current = contextvars.ContextVar("call", default=_NO_CALL)
 
 
 def current() -> Call:

@@ -5,6 +5,7 @@ Serving does not. Sources: tensorflow/serving `servables/tensorflow/util.cc`,
 `batching/batching_util.h` and `util/prometheus_exporter.cc`.
 """
 
+import abc
 import bisect
 import itertools
 import threading
@@ -16,7 +17,7 @@ _PREFIX = ":tensorflow:serving:"
 _MAX_SERIES = 1000
 
 
-class _Metric:
+class _Metric(abc.ABC):
     """One metric: a value for each combination of labels."""
 
     kind = ""
@@ -43,8 +44,9 @@ class _Metric:
             named = [f'{name}="{_escaped(value)}"' for name, value in pairs]
             yield from self._samples(named, values)
 
+    @abc.abstractmethod
     def _samples(self, labels: list[str], values: list) -> Iterator[str]:
-        raise NotImplementedError
+        """The lines of one combination of labels."""
 
 
 def _escaped(value: str) -> str:

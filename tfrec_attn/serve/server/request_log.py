@@ -6,6 +6,7 @@ which of them are no padding) and `latency_ms`. No TensorFlow.
 """
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -152,7 +153,7 @@ class RequestLog:
         name = f"requests-{now}-{self._server}-{self._begun}.jsonl"
         # Not for everybody: it says who asked for what.
         private = lambda path, flags: os.open(path, flags, 0o640)
-        self._file = open(self.folder / name, "xb", buffering=0, opener=private)  # noqa: SIM115
+        self._file = io.FileIO(self.folder / name, "xb", opener=private)
         self._begun, self._opened = self._begun + 1, time.monotonic()
 
     def _leave(self) -> None:
