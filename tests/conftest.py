@@ -58,6 +58,16 @@ def hub(tmp_path, monkeypatch):
         yield start
 
 
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """The folder of a small shop without texts."""
+    from tests import small
+
+    folder = tmp_path_factory.mktemp("tables")
+    small.write(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def worded(tmp_path_factory):
     """The folder of a small shop whose titles a BERT reads."""

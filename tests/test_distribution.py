@@ -11,9 +11,8 @@ import sys
 import pytest
 import tensorflow as tf
 
-from tests import test_line
+from tests import small
 from tests.data.test_batches import ITEM, made
-from tests.test_line import tables  # noqa: F401
 from tfrec_attn import distribution, train
 from tfrec_attn.data import batches
 
@@ -132,11 +131,11 @@ def workers(given, count):
     return found
 
 
-def test_two_workers_train_what_one_process_does(tables, tmp_path):  # noqa: F811
+def test_two_workers_train_what_one_process_does(tables, tmp_path):
     """At the same batch, but for the last bits of sums; the chief alone has a result."""
     one, two = tmp_path / "one", tmp_path / "two"
-    assert train.main(test_line.arguments(tables, one, sets=STILL)) == 0
-    given = test_line.arguments(tables, two, "--strategy", "multiworker", sets=STILL)
+    assert train.main(small.arguments(tables, one, sets=STILL)) == 0
+    given = small.arguments(tables, two, "--strategy", "multiworker", sets=STILL)
     (out, _), (nothing, _) = workers(given, 2)
     assert nothing == ""
     result = json.loads((two / "metrics.json").read_text())
@@ -144,7 +143,7 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):  # noqa: F81
     want = json.loads((one / "metrics.json").read_text())
     for name, row in want["test"].items():
         assert result["test"][name] == pytest.approx(row, abs=1e-4)
-    for found, wanted in zip(test_line.history(two), test_line.history(one), strict=True):
+    for found, wanted in zip(small.history(two), small.history(one), strict=True):
         assert found.pop("stage") == wanted.pop("stage")
         assert found == pytest.approx(wanted, rel=1e-3)
     files = lambda place: sorted(re.sub("[0-9]{4,}.*", "", str(f)) for f in names(place))

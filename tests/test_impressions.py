@@ -8,7 +8,7 @@ import time
 import polars as pl
 import pytest
 
-from tests import test_line
+from tests import small
 from tfrec_attn import impressions, runs, train
 from tfrec_attn.labels import LABELS
 from tfrec_attn.user_keys import UserKey
@@ -48,7 +48,7 @@ def shop(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(shop, tmp_path_factory):
     out = tmp_path_factory.mktemp("base")
-    assert train.main(test_line.arguments(shop, out, sets=SETS)) == 0
+    assert train.main(small.arguments(shop, out, sets=SETS)) == 0
     return out
 
 

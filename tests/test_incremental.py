@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import tensorflow as tf
 
-from tests import killing, test_line
+from tests import killing, small
 from tests.worded import arguments
 from tfrec_attn import evaluate, export, incremental, pipeline, runs, train
 from tfrec_attn.data import splits, tables
@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(base, today, gone_on, tmp_pa
         train.main(command(base, today, tmp_path, *sets))
     assert died
     assert train.main(["--out", str(tmp_path), "--resume"]) == 0
-    assert test_line.history(tmp_path) == test_line.history(gone_on)
+    assert small.history(tmp_path) == small.history(gone_on)
     killing.require_same_weights(tmp_path, gone_on)
 
 
@@ -236,7 +236,7 @@ def test_killed_before_it_has_its_weights_it_takes_them(
     assert train.main(["--out", str(tmp_path), "--resume"]) == 2
     assert "was stopped before it had begun: say --from" in capsys.readouterr().err
     assert train.main([*given, "--resume"]) == 0
-    assert test_line.history(tmp_path) == test_line.history(gone_on)
+    assert small.history(tmp_path) == small.history(gone_on)
 
 
 def test_users_without_weights_may_leave():

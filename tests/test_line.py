@@ -11,50 +11,8 @@ import pytest
 import tensorflow as tf
 
 from tests import killing
+from tests.small import ITEMS, arguments, ask, history
 from tfrec_attn import evaluate, export, runs, train
-
-ITEMS, USERS = 31, 23
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory):
-    place, draw = tmp_path_factory.mktemp("tables"), np.random.default_rng(0)
-    items = ["item_id,kind,price", *(f"i{i},{'ab'[i % 2]},{i}.5" for i in range(ITEMS))]
-    users = ["user_id,age", *(f"u{u},{20 + u}" for u in range(USERS))]
-    events = ["user_id,item_id,timestamp"]
-    for u in range(USERS):
-        events += [
-            f"u{u},i{i},{1000000000 + 60 * t + u}"
-            for t, i in enumerate(draw.permutation(ITEMS)[:9])
-        ]
-    for name, lines in (("items", items), ("users", users), ("interactions", events)):
-        (place / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return place
-
-
-SMALL = [
-    "text.backbone=",
-    "model.dim=8",
-    "split.name=leave-last-out",
-    "examples.history=4",
-    "examples.targets=3",
-    "train.batch_size=8",
-    "train.epochs=2",
-    "train.ranking_epochs=2",
-    "index.shortlist=11",
-    "loss.hard_negatives=5",
-    "loss.negatives=13",
-    "loss.group=12",
-]
-
-
-def arguments(tables, out, *more, sets=()):
-    """Of `train`, on the tables of a folder; `sets` change what is small."""
-    paths = [x for file in tables.glob("*.csv") for x in (f"--{file.stem}", str(file))]
-    given = [x for s in (*SMALL, *sets) for x in ("--set", s)]
-    # One device: a run that is killed inside this process would leave collectives hanging.
-    given += ["--strategy", "one"]
-    return [*paths, "--out", str(out), *given, *more]
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +20,6 @@ def run(tables, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     assert train.main(arguments(tables, out)) == 0
     return out
-
-
-def history(out):
-    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
 
 
 def test_a_run_holds_what_it_was(run):
@@ -139,20 +93,6 @@ def served(run, tmp_path_factory):
     moved = base.parent / "moved"
     (base / "1").rename(moved)
     return tf.saved_model.load(str(moved))
-
-
-def ask(served, **given):
-    call = served.signatures["serving_default"]
-    batch = len(given["user_id"])
-    inputs = {}
-    for name, spec in call.structured_input_signature[1].items():
-        shape = [batch, *[1] * (spec.shape.rank - 1)]
-        inputs[name] = (
-            tf.constant(given[name], spec.dtype)
-            if name in given
-            else (tf.fill([batch], 5) if name == "k" else tf.zeros(shape, spec.dtype))
-        )
-    return {name: value.numpy() for name, value in call(**inputs).items()}
 
 
 def test_a_known_user_is_not_given_what_was_seen(served, tables):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import test_line
-from tests.test_line import ITEMS, ask, tables  # noqa: F401
+from tests import small
+from tests.small import ITEMS, ask
 from tfrec_attn import card, export, offers, train
 from tfrec_attn.serve import lint
 from tfrec_attn.serve.client import Client, ServerError
@@ -70,11 +70,11 @@ def test_items_are_removed(prepared, tmp_path, caplog):
 
 
 @pytest.fixture(scope="module")
-def offered(tables, tmp_path_factory):  # noqa: F811
+def offered(tables, tmp_path_factory):
     """A version by every option at once, the log of the export, and the run."""
     out, base = (tmp_path_factory.mktemp(name) / "shop" for name in ("runs", "models"))
     sets = ("train.epochs=1", "train.ranking_epochs=0")
-    assert train.main(test_line.arguments(tables, out, sets=sets)) == 0
+    assert train.main(small.arguments(tables, out, sets=sets)) == 0
     gone = base.parent / "gone.txt"
     gone.write_text("i1\ni2\n")
     given = ["--run", str(out), "--to", str(base), "--remove", str(gone)]
@@ -95,7 +95,7 @@ def items_of(answer, row=0):
     return [i.decode() for i in answer["item_id"][row][answer["valid"][row]]]
 
 
-def test_a_version_answers_by_rules(offered, tables):  # noqa: F811
+def test_a_version_answers_by_rules(offered, tables):
     served = tf.saved_model.load(str(offered[0]))
     everything = ask(served, user_id=["u3"], k=[ITEMS])
     assert len(items_of(everything)) >= 22 - 2

@@ -7,7 +7,7 @@ import types
 import polars as pl
 import pytest
 
-from tests.test_line import SMALL, tables  # noqa: F401
+from tests.small import SMALL
 from tfrec_attn import comparison, config, search, train, trials
 
 SPACE = '"model.dim" = [8, 16, 24]\n"train.learning_rate" = { low = 0.001, high = 0.1 }\n'
@@ -175,7 +175,7 @@ def test_optuna_that_is_not_installed_is_named(made, monkeypatch, capsys):
     assert "Needs pip install 'tfrec-attn[search]'." in capsys.readouterr().err
 
 
-def test_a_trial_is_a_training_that_sees_no_test_fold(tables, tmp_path, monkeypatch):  # noqa: F811
+def test_a_trial_is_a_training_that_sees_no_test_fold(tables, tmp_path, monkeypatch):
     asked, fold = [], comparison.fold
 
     def record(prepared, name, *rest):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests import test_line
+from tests import small
 from tests.killing import dying, require_same_weights
 from tests.model import test_recommender
 from tests.model.test_recommender import RETRIEVAL, shop
@@ -82,7 +82,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(
         came += [name] if died else []
     assert trained(out, make(), resume=True, **given) == wanted
     assert came == list(moments)
-    assert test_line.history(out) == test_line.history(whole) == wanted
+    assert small.history(out) == small.history(whole) == wanted
     require_same_weights(out, whole)
     atomic.sweep(out)
     files = lambda one: {path.relative_to(one) for path in one.glob("checkpoints/**/*")}

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
-from tests import killing, test_line
+from tests import killing, small
 from tests.worded import arguments
 from tfrec_attn import building, evaluate, export, runs, train
 from tfrec_attn.keeper import Keeper
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(worded, tmp_path, sets, step
         train.main(arguments(worded, out, *sets))
     assert died
     assert train.main([*arguments(worded, out, *sets), "--resume"]) == 0
-    assert test_line.history(out) == test_line.history(tmp_path / "whole")
+    assert small.history(out) == small.history(tmp_path / "whole")
     killing.require_same_weights(out, tmp_path / "whole")
 
 
@@ -123,7 +123,7 @@ def test_two_replicas_train_one_bert_whose_ranks_are_cut(worded, tmp_path):
     """To 2 a map on average, of the 3 that were begun with, of 12 maps."""
     sets = arguments(worded, tmp_path, "bert.tuning=adalora", "train.epochs=3")
     assert train.main([*sets, "--strategy", "mirrored"]) == 0
-    lines = test_line.history(tmp_path)
+    lines = small.history(tmp_path)
     assert np.isfinite([line["train_loss"] for line in lines]).all()
     assert [line.get("directions") for line in lines[1:]] == [24, 24, None]
     assert 24 < lines[0]["directions"] <= 36

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import test_line
+from tests import small
 from tests.model import test_bert
 
 ITEMS, USERS = 17, 11
@@ -38,4 +38,4 @@ def arguments(folder: Path, out: Path, *sets: str) -> list[str]:
         "bert.live=5",
         "bert.learning_rate=0.01",
     ]
-    return test_line.arguments(folder, out, sets=[*tuned, *sets])
+    return small.arguments(folder, out, sets=[*tuned, *sets])
