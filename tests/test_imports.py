@@ -19,10 +19,10 @@ PUBLIC = [
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
-    ["", "arrays", "atomic", "installed", "keras_binding", "labels", "user_keys"],
+    ["", "arrays", "atomic", "claims", "installed", "keras_binding", "labels", "user_keys"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],
-    ["config"],
+    ["config", "config_flags"],
     ["impressions", "preparing"],
     ["model.scoring", "model.encoders", "model.causal", "model.towers"],
     ["layers", "keras3_layers"],

@@ -169,6 +169,17 @@ def test_mistakes_are_named_before_anything_is_trained(made, tmp_path, capsys):
     assert "holds something else" in capsys.readouterr().err
 
 
+def test_a_search_that_was_killed_as_it_began_is_begun_again(tmp_path):
+    for name in ("_lock", "config.toml", "partial-search.json"):
+        (tmp_path / name).write_text("")
+    search._claim(tmp_path)
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="holds something else"):
+        search._claim(tmp_path)
+    (tmp_path / "search.json").write_text("{}")
+    search._claim(tmp_path)
+
+
 def test_optuna_that_is_not_installed_is_named(made, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert made(Trained(), "--trials", "1") == 2

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tfrec_attn import atomic
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import (
     columns,
@@ -183,13 +184,12 @@ def _in_schema(table: pl.DataFrame, schema: InteractionSchema) -> pl.DataFrame:
 
 
 def _write(table: pl.DataFrame, path: Path) -> None:
-    """A temporary file, renamed: a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".csv":
-        table.write_csv(partial)
-    else:
-        table.write_parquet(partial)
-    partial.replace(path)
+    """Whole or not at all: a reader never sees half of it."""
+    with atomic.replacing(path) as partial:
+        if path.suffix == ".csv":
+            table.write_csv(partial)
+        else:
+            table.write_parquet(partial)
 
 
 def main(argv: list[str] | None = None) -> int:

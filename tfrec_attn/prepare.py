@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 import tomli_w
 
+from tfrec_attn import atomic, config_flags, preparing
 from tfrec_attn import config as config_lib
-from tfrec_attn import preparing
 from tfrec_attn.data import (
     blocks,
     folder,
@@ -249,9 +249,7 @@ def _finish(config, plan: preparing.Plan, known_users, entity_rejects) -> dict[s
     }
     plain = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     (plan.out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
-    partial = plan.out / f"{folder.MANIFEST}.partial"
-    partial.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
-    partial.replace(plan.out / folder.MANIFEST)
+    atomic.write(plan.out / folder.MANIFEST, json.dumps(made, indent=1) + "\n")
     return made
 
 
@@ -278,19 +276,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tfrec_attn.prepare", description=__doc__, allow_abbrev=False
     )
-    p.add_argument("--config", help="TOML file; see configs/")
-    p.add_argument("--items", help="table of items, instead of data.items in the config")
-    p.add_argument("--users", help="table of users")
-    p.add_argument("--interactions", help="table of interactions: a file, or a folder")
+    config_flags.add(p)
     p.add_argument("--out", required=True, type=Path, help="folder to be made")
-    p.add_argument("--bad-rows", choices=("stop", "set-aside"))
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.field=value",
-        help="changes one setting; may be repeated",
-    )
     return p
 
 
@@ -300,15 +287,9 @@ def main(argv=None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # A worker's fault is told once, by the command.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    flags = {
-        "data.items": args.items,
-        "data.users": args.users,
-        "data.interactions": args.interactions,
-        "data.bad_rows": args.bad_rows,
-    }
-    overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
     try:
-        made = run(config_lib.load(args.config, overrides + args.set), args.out, beam_flags)
+        config = config_lib.load(args.config, config_flags.overrides(args))
+        made = run(config, args.out, beam_flags)
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.prepare: {error}", file=sys.stderr)
         return 2

@@ -8,12 +8,12 @@ import argparse
 import json
 import logging
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import filelock
 from tqdm import tqdm
+
+from tfrec_attn import claims
 
 NAME = "tfrec_attn.recommend"
 logger = logging.getLogger(NAME)
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace, beam_options: list[str]) -> dict[str, int]:
     }
     folder = shards.Shards(args.out)
     folder.claim(asked)
-    with _alone(args.out):
+    # Of two that write to it, one would remove the other's users.
+    with claims.alone(args.out):
         return _answered(args, folder, asked, path, beam_options)
 
 
@@ -119,14 +120,6 @@ def _on_runner(args, path: Path, todo: list[int], options: list[str]) -> None:
     logger.info("%d shards on %s", len(todo), args.runner)
     given = [f"--runner={args.runner}", *options]
     beam.run(path, args.out, todo, k=args.k, batch=args.batch, options=given)
-
-
-def _alone(out: Path) -> AbstractContextManager:
-    """Holds the folder: of two that write to it, one would remove the other's users."""
-    try:
-        return filelock.FileLock(out / "_lock").acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(f"Another process is writing to {out}: wait for it.") from None
 
 
 def _check(args: argparse.Namespace, beam_options: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from tfrec_attn import comparison, metrics, ranking, report, runs
+from tfrec_attn import claims, comparison, metrics, ranking, report, runs
 from tfrec_attn import config as config_lib
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def compare(folders: Sequence[Path], fold: str, ks: Sequence[int]) -> dict[str, 
                 "run": one.name,
                 "metrics": metrics.summary(own),
                 "differences": _gains(own, values[0]) if one is not first else {},
-                "settings": _changed(first.settings, one.settings),
+                "settings": claims.differences(first.settings, one.settings),
             }
             for one, own in zip(found, values, strict=True)
         ],
@@ -152,15 +152,6 @@ def _gains(values: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any
     return {
         name: dict(zip(("mean", "low", "high"), map(float, three), strict=True))
         for name, *three in zip(values, *found, strict=True)
-    }
-
-
-def _changed(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list]:
-    """Settings that differ: what they are in the first run and in the other."""
-    return {
-        name: [first.get(name), other.get(name)]
-        for name in dict.fromkeys([*first, *other])
-        if first.get(name) != other.get(name)
     }
 
 

@@ -14,7 +14,16 @@ import numpy as np
 import tomli_w
 from safetensors import numpy as safetensors
 
-from tfrec_attn import atomic, backbones, building, checkpoints, fit, incremental, pipeline
+from tfrec_attn import (
+    atomic,
+    backbones,
+    building,
+    checkpoints,
+    claims,
+    fit,
+    incremental,
+    pipeline,
+)
 from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog
 from tfrec_attn.model import bert as bert_lib
@@ -75,17 +84,13 @@ def require_same(out: Path, prepared: Prepared) -> None:
         config_lib.load(out / "config.toml").model_dump(mode="json", by_alias=True)
     )
     now = config_lib.flat(prepared.config.model_dump(mode="json", by_alias=True))
-    differ = [
-        f"  {name}: was {was.get(name)!r}, is {now.get(name)!r}"
-        for name in dict.fromkeys([*was, *now])
-        if was.get(name) != now.get(name)
-    ]
-    if differ:
-        raise ValueError(
-            f"{out} was begun with other settings:\n" + "\n".join(differ) + "\n"
-            "A run goes on as it was begun: leave the settings out (--resume and --out "
-            "alone read the run's own config), or name another folder by --out."
-        )
+    claims.require_same(
+        was,
+        now,
+        f"{out} was begun with other settings",
+        "A run goes on as it was begun: leave the settings out (--resume and --out "
+        "alone read the run's own config), or name another folder by --out.",
+    )
     _require_same_tables(out, prepared)
 
 

@@ -9,18 +9,19 @@ import json
 import logging
 import shutil
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import filelock
 import tomli_w
 
+from tfrec_attn import atomic, claims, trials
 from tfrec_attn import config as config_lib
-from tfrec_attn import trials
+from tfrec_attn.atomic import PARTIAL
 from tfrec_attn.space import Space
 
 NAME = "tfrec_attn.search"
+# What is searched: written first.
+MARK = "search.json"
 PRUNERS = ("median", "asha", "none")
 logger = logging.getLogger(NAME)
 
@@ -57,8 +58,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         import optuna
     except ImportError as error:
         raise ValueError("Needs pip install 'tfrec-attn[search]'.") from error
-    _claim(args, config, space)
-    with _alone(args.out):
+    _claim(args.out)
+    # Of two that go on with it, one would take the other's trial for a stopped one.
+    with claims.alone(args.out):
+        _begin(args, config, space)
         _search(args, space)
     study = _study(args)
     done = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
@@ -105,17 +108,20 @@ def _try(study, trial, out: Path, space: Space) -> None:
         logger.info("trial %d: %.4f, %s", trial.number, value, trial.params)
 
 
-def _alone(out: Path) -> AbstractContextManager:
-    """Holds the folder: of two that go on with it, one would take the other's trial for a
-    stopped one."""
-    try:
-        return filelock.FileLock(out / "_lock").acquire(timeout=0)
-    except filelock.Timeout:
-        raise ValueError(f"Another process searches in {out}: wait for it.") from None
+def _claim(out: Path) -> None:
+    """Makes the folder, or checks that it is one of a search."""
+    begun = {MARK, "config.toml", "_lock"}
+    foreign = lambda path: path.name not in begun and not path.name.startswith(PARTIAL)
+    if out.exists() and (
+        not out.is_dir()
+        or (not (out / MARK).exists() and any(foreign(path) for path in out.iterdir()))
+    ):
+        raise ValueError(f"{out} holds something else: name another folder by --out.")
+    out.mkdir(parents=True, exist_ok=True)
 
 
-def _claim(args: argparse.Namespace, config: config_lib.Config, space: Space) -> None:
-    """Makes the folder, or checks that it is of the same search."""
+def _begin(args: argparse.Namespace, config: config_lib.Config, space: Space) -> None:
+    """Writes what is searched, or checks that the folder is of the same search."""
     plain = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     asked = {
         **{f"config {name}": value for name, value in config_lib.flat(plain).items()},
@@ -123,24 +129,12 @@ def _claim(args: argparse.Namespace, config: config_lib.Config, space: Space) ->
         "--pruner": args.pruner,
         "--seed": args.seed,
     }
-    mark = args.out / "search.json"
+    mark = args.out / MARK
     if mark.exists():
         was = json.loads(mark.read_text("utf-8"))
-        differ = [
-            f"  {name}: was {was.get(name)!r}, is {asked.get(name)!r}"
-            for name in dict.fromkeys([*was, *asked])
-            if was.get(name) != asked.get(name)
-        ]
-        if differ:
-            raise ValueError(
-                f"{args.out} holds another search:\n" + "\n".join(differ) + "\nGo on with "
-                "what it was begun with, or name another folder by --out."
-            )
-    elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ValueError(f"{args.out} holds something else: name another folder by --out.")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "config.toml").write_text(tomli_w.dumps(plain), "utf-8")
-    mark.write_text(json.dumps(asked, indent=2) + "\n", "utf-8")
+        claims.require_same(was, asked, f"{args.out} holds another search", claims.AS_BEGUN)
+    atomic.write(mark, json.dumps(asked, indent=2) + "\n")
+    atomic.write(args.out / "config.toml", tomli_w.dumps(plain))
 
 
 def _study(args: argparse.Namespace):

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from tfrec_attn import atomic
+from tfrec_attn import atomic, claims
 
 MANIFEST, USERS = "_manifest.json", "_users"
 
@@ -58,26 +58,15 @@ class Shards:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out names a folder: {self.out} is a file.")
         if was := self.manifest():
-            self._require_same(was, asked)
+            known = {name: was.get(name) for name in asked}
+            what = f"{self.out} holds answers to another question"
+            claims.require_same(known, asked, what, claims.AS_BEGUN)
         elif any(self.out.glob("part-*.parquet")):
             raise ValueError(
                 f"{self.out} holds Parquet files without {MANIFEST}, so not of this "
                 "command: name another folder by --out."
             )
         (self.out / USERS).mkdir(parents=True, exist_ok=True)
-
-    def _require_same(self, was: dict[str, Any], asked: dict[str, Any]) -> None:
-        differ = [
-            f"  {name}: was {was.get(name)!r}, is {value!r}"
-            for name, value in asked.items()
-            if was.get(name) != value
-        ]
-        if differ:
-            lines = "\n".join(differ)
-            raise ValueError(
-                f"{self.out} holds answers to another question:\n{lines}\n"
-                "Go on with what it was begun with, or name another folder by --out."
-            )
 
     def begin(self, manifest: dict[str, Any]) -> None:
         """Says what the answers that follow are answers to."""

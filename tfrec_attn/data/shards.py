@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfrec_attn import atomic
+
 # Of each array of a record.
 DTYPES = {
     **dict.fromkeys(
@@ -31,9 +33,11 @@ TURNS, RUN, BUFFER = 16, 8, 16_384
 def write(records: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
     """Writes a shard, complete or not at all; returns its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial-{path.name}")
     bytes_of = lambda value: tf.train.BytesList(value=[value.tobytes()])
-    with tf.io.TFRecordWriter(str(partial)) as writer:
+    with (
+        atomic.replacing(path) as partial,
+        tf.io.TFRecordWriter(str(partial)) as writer,
+    ):
         for record in records:
             features = {
                 name: tf.train.Feature(
@@ -43,7 +47,6 @@ def write(records: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
             }
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString())
-    partial.replace(path)
     return path.stat().st_size
 
 
