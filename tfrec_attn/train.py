@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfrec_attn import config as config_lib
+from tfrec_attn import config_flags
 from tfrec_attn.preemption import Preempted, Preemption
 
 logger = logging.getLogger("tfrec_attn.train")
@@ -18,10 +19,7 @@ STOPPED = "stopped. --resume goes on after the last state that was kept."
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="tfrec_attn.train", description=__doc__)
-    p.add_argument("--config", help="TOML file; see configs/")
-    p.add_argument("--items", help="table of items, instead of data.items in the config")
-    p.add_argument("--users", help="table of users")
-    p.add_argument("--interactions", help="table of interactions")
+    config_flags.add(p)
     p.add_argument(
         "--prepared", help="folder that tfrec_attn.prepare made, instead of tables"
     )
@@ -33,14 +31,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_VERSION",
         help="goes on from this trained model with today's tables, by its settings",
     )
-    p.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="section.field=value",
-        help="changes one setting; may be repeated",
-    )
-    p.add_argument("--bad-rows", choices=("stop", "set-aside"))
     p.add_argument("--strategy", choices=("auto", "one", "mirrored", "multiworker"))
     p.add_argument(
         "--data-service",
@@ -85,17 +75,12 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
     made = Path(args.prepared or "", "config.toml")
     if args.prepared and not path and made.exists():
         path = made
-    flags = {
-        "data.prepared": args.prepared,
-        "data.items": args.items,
-        "data.users": args.users,
-        "data.interactions": args.interactions,
-        "data.bad_rows": args.bad_rows,
-        "train.strategy": args.strategy,
-        "train.data_service": args.data_service,
-    }
-    overrides = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
-    overrides += args.set
+    overrides = config_flags.overrides(
+        args,
+        data__prepared=args.prepared,
+        train__strategy=args.strategy,
+        train__data_service=args.data_service,
+    )
     if args.base:
         from tfrec_attn import incremental
 
