@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import killing
-from tests.test_line import SMALL, history
+from tests.small import SMALL, history
 from tfrec_attn import config as config_lib
 from tfrec_attn import evaluate, export, pipeline, prepare, runs, streamed, train
 from tfrec_attn.data import batches, blocks, partitions

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn.data import batches, shares
+from tfrec_attn.data import batches, shares, windows
 from tfrec_attn.data.examples import Examples
 
 # What a graph can be sent as, 2 GB, with room for the rest of it.
@@ -86,43 +86,21 @@ def _arrays(examples: Examples) -> list[np.ndarray]:
 
 def graph(examples: Examples):
     """`batches.gather` as a function of tensors: `[R, b]` rows to `[R, b, ..]` each."""
-    past, targets = examples.history, examples.targets
-    columns = {n: tf.constant(getattr(examples, n)) for n in ("user", "stop")}
-    spans = [tf.constant(getattr(examples, n)) for n in ("first", "last", "begin", "end")]
-    take = lambda events, *names: {n: tf.constant(getattr(events, n)) for n in names}
-    seen_events = take(past, "item", "feedback", "time")
-    goals = take(targets, "item", "feedback", "time", "weight")
+    constants = lambda of, *names: {n: tf.constant(getattr(of, n)) for n in names}
+    past = constants(examples.history, "item", "feedback", "time")
+    goals = constants(examples.targets, "item", "feedback", "time", "weight")
+    goals |= constants(examples, "stop")
+    columns = constants(examples, "user", *windows.Spans._fields)
 
     def make(index):
         shape = tf.shape(index)
         rows = tf.reshape(index, [-1])
-        real = rows >= 0
-        rows = tf.maximum(rows, 0)
-        of_rows = lambda x: tf.where(real, tf.gather(x, rows), tf.zeros((), x.dtype))
-        first, last, begin, end = map(of_rows, spans)
-        event, seen = _span(first, last, examples.width)
-        goal, asked = _span(begin, end, examples.count)
-
-        def pick(column, where, mask, pad):
-            pad = tf.cast(pad, column.dtype)
-            if not len(column):
-                return tf.fill(tf.shape(mask), pad)
-            return tf.where(mask, tf.gather(column, where), pad)
-
-        stop = tf.gather(columns["stop"], goal)
+        take = lambda x: tf.where(rows >= 0, tf.gather(x, tf.maximum(rows, 0)), 0)
+        at = windows.Spans(*(take(columns[name]) for name in windows.Spans._fields))
         found = {
-            "user": of_rows(columns["user"]),
-            "history": pick(seen_events["item"], event, seen, -1),
-            "history_feedback": pick(seen_events["feedback"], event, seen, 0),
-            "history_time": pick(seen_events["time"], event, seen, 0),
-            "target": pick(goals["item"], goal, asked, 0),
-            "target_seen": tf.where(asked, stop - first[:, None], 0),
-            "target_feedback": pick(goals["feedback"], goal, asked, 0),
-            "target_time": pick(goals["time"], goal, asked, 0),
-            "weight": pick(goals["weight"], goal, asked, 0),
+            "user": tf.cast(take(columns["user"]), tf.int32),
+            **windows.cut(at, past, goals, examples.width, examples.count),
         }
-        integers = "user", "history_feedback", "target_seen", "target_feedback"
-        found |= {name: tf.cast(found[name], tf.int32) for name in integers}
         split = lambda x: tf.ensure_shape(
             tf.reshape(x, tf.concat([shape, tf.shape(x)[1:]], 0)),
             [*index.shape, *x.shape[1:]],
@@ -130,10 +108,3 @@ def graph(examples: Examples):
         return {name: split(value) for name, value in found.items()}
 
     return make
-
-
-def _span(begin, end, width: int):
-    """`[B, width]` positions from `begin`, and which of them are before `end`."""
-    position = begin[:, None] + tf.range(width, dtype=begin.dtype)
-    real = position < end[:, None]
-    return tf.where(real, position, 0), real

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_attn import atomic
+from tfrec_attn.data import windows
 
 # Of each array of a record.
 DTYPES = {
@@ -248,33 +249,19 @@ class Shards:
     def _cut(self, record, index) -> dict[str, tf.Tensor]:
         """The examples at `index` `[n]`; see `batches.gather`."""
         take = lambda name: tf.gather(record[name], index)
-        first, begin = take("first"), take("begin")
-        event, seen = _span(first, take("last"), self.width)
-        goal, asked = _span(begin, take("end"), self.count)
-        pick = lambda name, at, mask, pad: tf.where(
-            mask, tf.gather(record[name], at), tf.constant(pad, record[name].dtype)
-        )
-        owner = tf.gather(record["owner"], begin)
+        at = windows.Spans(*map(take, windows.Spans._fields))
+        owner = tf.gather(record["owner"], at.begin)
         end = tf.gather(record["liked_end"], owner)
         start = tf.where(
             owner > 0, tf.gather(record["liked_end"], tf.maximum(owner - 1, 0)), 0
         )
         # At least one place, as to unbatch nothing ends the process (TensorFlow 2.20).
-        liked, real = _span(start, end, tf.maximum(1, tf.reduce_max(end - start)))
+        liked, real = windows.span(start, end, tf.maximum(1, tf.reduce_max(end - start)))
         empty = tf.size(record["liked"]) == 0
         items = tf.cond(empty, lambda: tf.constant([0]), lambda: record["liked"])
         return {
             "user": tf.gather(record["user"], owner),
-            "history": pick("item", event, seen, -1),
-            "history_feedback": pick("feedback", event, seen, 0),
-            "history_time": pick("time", event, seen, 0),
-            "target": pick("item", goal, asked, 0),
-            "target_seen": tf.where(
-                asked, tf.gather(record["stop"], goal) - first[:, None], 0
-            ),
-            "target_feedback": pick("feedback", goal, asked, 0),
-            "target_time": pick("time", goal, asked, 0),
-            "weight": pick("weight", goal, asked, 0),
+            **windows.cut(at, record, record, self.width, self.count),
             "positives": tf.where(real, tf.gather(items, liked), -1),
         }
 
@@ -315,10 +302,3 @@ def _decoded(data) -> dict[str, tf.Tensor]:
     record = {name: tf.io.decode_raw(found[name], kind) for name, kind in DTYPES.items()}
     record["feedback"] = tf.cast(record["feedback"], tf.int32)
     return record
-
-
-def _span(begin, end, width) -> tuple[tf.Tensor, tf.Tensor]:
-    """`[n, width]` places from `begin`, and which of them are before `end`."""
-    place = begin[:, None] + tf.range(width)
-    real = place < end[:, None]
-    return tf.where(real, place, 0), real
