@@ -3,7 +3,7 @@
 import pytest
 import tomli_w
 
-from tfrec_attn import config
+from tfrec_attn import config, sections
 from tfrec_attn.labels import LABELS
 
 
@@ -140,4 +140,4 @@ def test_settings_do_not_change_and_are_all_explained():
 
 
 def test_labels_are_those_of_the_package():
-    assert config.Label.__args__ == LABELS
+    assert sections.Label.__args__ == LABELS

@@ -185,7 +185,7 @@ def model_rows(model, run: Path, asked: Fold, index, ks, k: int) -> Iterator[Row
       model: Untrained; has the weights of `run` at the end.
       run: The run's folder.
       asked: The fold.
-      index: See `config.Index`.
+      index: See `sections.Index`.
       ks, k: See `Fold.ask`.
     """
     both = lambda: ranking.of_model(model, index.shortlist, index.tokens)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import config as config_lib
+from tfrec_attn import sections
 
 NAME = "tfrec_attn.compress"
 # Of the texts that a student learns on, so many are kept to see how near it is on others.
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         # Items without a training event stay unseen by what is learned, too.
         corpus = prepared.items.texts[prepared.frequency > 0]
     else:
-        folder, length = backbones.backbone(args.backbone), config_lib.Text().max_length
+        folder, length = backbones.backbone(args.backbone), sections.Text().max_length
         corpus = args.texts.read_text("utf-8").splitlines()
     corpus = sorted({text for text in corpus if text.strip()})
     if len(corpus) < 2:
@@ -131,7 +131,7 @@ def distilled(args: argparse.Namespace, teacher, ids: np.ndarray):
     from tfrec_attn import optimizers
     from tfrec_attn.model import distillation
 
-    settings = config_lib.Train(
+    settings = sections.Train(
         epochs=args.epochs,
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,

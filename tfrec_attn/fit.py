@@ -46,7 +46,7 @@ def fit(
       model: Built inside its strategy's scope.
       examples: Of training, in memory or on disk.
       validate: Gives the metrics of the validation fold by name, of each user.
-      settings: See `config.Train`.
+      settings: See `sections.Train`.
       out: Run folder: `checkpoints/` holds the last states and the best weights,
         `history.jsonl` a line an epoch.
       resume: Whether to go on from the last state in `out`, where there is one.

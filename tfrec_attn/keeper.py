@@ -33,7 +33,7 @@ class Keeper(tf_keras.callbacks.Callback):
       model: Of `validate`.
       validate: See `fit.fit`.
       out: The run's folder.
-      settings: See `config.Train`.
+      settings: See `sections.Train`.
       stage: What is trained now.
       history: A line for each epoch of the stages before; this one's are appended.
       preemption: What asks for an early end.

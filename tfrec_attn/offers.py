@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog, tables
 from tfrec_attn.prepared import Prepared
 
@@ -40,7 +41,7 @@ def attributes(prepared: Prepared, paths: Sequence[Path]) -> catalog.Catalog | N
     }
     items = {"text": "", "columns": kinds, "separators": separators}
     schema = schema.model_copy(update={"items": schema.items.model_copy(update=items)})
-    paths = paths or [prepared.config.data.paths[0]]
+    paths = paths or [config_lib.paths(prepared.config)[0]]
     read = [
         tables.read_items(path, schema, prepared.config.data.bad_rows) for path in paths
     ]

@@ -17,7 +17,7 @@ def make(
     """The optimizer of a stage; a BERT has rates of its own and is not pulled to 0.
 
     Args:
-      settings: See `config.Train`.
+      settings: See `sections.Train`.
       steps: Of the stage.
       live: The BERT that is trained in it.
       average: Decay of the weights' moving average; 0 for none.

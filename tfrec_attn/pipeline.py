@@ -15,7 +15,7 @@ import numpy as np
 
 from tfrec_attn import atomic, backbones, incremental
 from tfrec_attn.arrays import stacked
-from tfrec_attn.config import Config, flat, load
+from tfrec_attn.config import Config, flat, load, paths
 from tfrec_attn.data import catalog, folder, splits, tables
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import bert as bert_lib
@@ -31,7 +31,7 @@ RARE = 1e-3
 def read(config: Config, out: Path | None = None) -> tuple[Config, tables.Tables]:
     """The tables that the config names, and the config with their schema."""
     data, schema = config.data, config.schema_
-    items, users, interactions = data.paths
+    items, users, interactions = paths(config)
     if items is None:
         raise ValueError("No tables: give --items and --interactions, or set data.source.")
     found = tables.read_tables(

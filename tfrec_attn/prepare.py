@@ -60,7 +60,7 @@ def run(config: config_lib.Config, out: Path, beam_flags: list[str]) -> dict[str
     """
     beam = _beam()
     _require(config, out)
-    items, users, _ = config.data.paths
+    items, users, _ = config_lib.paths(config)
     files, sample = _sample(config)
     schema, known_items, known_users = tables.read_both(
         items, users, sample, config.schema_
@@ -126,7 +126,7 @@ def _require_time(config: config_lib.Config) -> None:
 
 def _sample(config: config_lib.Config) -> tuple[list[Path], readers.RawTable]:
     """The files of the interactions, and the first rows of them."""
-    path = config.data.paths[2]
+    path = config_lib.paths(config)[2]
     if path is None:
         raise ValueError("No tables: give --items and --interactions, or set data.source.")
     files = readers.files(Path(path))

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from tfrec_attn import config as config_lib
+from tfrec_attn import sections
 from tfrec_attn.space import Space
 
 
@@ -29,7 +30,7 @@ def figure(trial, out: Path, space: Space) -> float:
         gc.collect()
 
 
-def pruning(trial, settings: config_lib.Train):
+def pruning(trial, settings: sections.Train):
     """Makes the callback that reports a stage's epochs, and ends a hopeless trial."""
     import optuna
     import tf_keras

@@ -67,8 +67,8 @@ class Recommender(TwoStage):
       frequency: `[I]` share of each item among the training targets.
       positives_of: `[users, None]` item rows of each user's training positives.
       live: The BERT that is trained with the retrieval; None where it is frozen.
-      settings: Weights and sampling; see `config.Loss`.
-      regularization: See `config.Regularization`.
+      settings: Weights and sampling; see `sections.Loss`.
+      regularization: See `sections.Regularization`.
       parts: Of a batch, whose gradients are added.
       pull: Factor of the squared distance to the weights that training went on from.
       shortlist: Items that the retrieval hands to the scorer; hard negatives are drawn

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn.config import TUNINGS
 from tfrec_attn.model import blocks, quantization
+from tfrec_attn.sections import TUNINGS
 
 
 class Beside(tf_keras.layers.Layer):
@@ -155,7 +155,7 @@ _MERGED = LowRank, Singular
 
 
 def tune(bert, method: str, *, size: int = 8, seed: int = 0) -> None:
-    """Makes a frozen BERT trainable, in one of the ways of `config.Bert`.
+    """Makes a frozen BERT trainable, in one of the ways of `sections.Bert`.
 
     Args:
       bert: From `bert.load`, as it was loaded.
