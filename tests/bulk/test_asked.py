@@ -6,18 +6,19 @@ import polars as pl
 import pytest
 
 from tfrec_attn.bulk import asked
-from tfrec_attn.data import readers
+from tfrec_attn.data import blocks
+from tfrec_attn.data.schema import FileFormat
 
 READING = asked.Reading("user_id", ["age", "kinds", "since", "vector"], times=["since"])
 
 
-def read(path, content, reading=READING, blocks=100):
+def read(path, content, reading=READING):
     """The rows and the rejects of a table with this text, or these columns."""
     if isinstance(content, str):
         path.write_text(content)
     else:
         pl.DataFrame(content).write_parquet(path)
-    (raw,) = readers.blocks(path, blocks)
+    (raw,) = blocks.tables(path, FileFormat(), 100)
     return asked.read(raw, reading)
 
 
@@ -126,3 +127,17 @@ def test_columns_that_are_not_wanted_are_not_read(tmp_path):
         tmp_path / "u.csv", "user_id,age,what\na,1,2\n", READING._replace(wanted=[])
     )
     assert found.frame.columns == list(asked.SCHEMA)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_blocks_are_the_table(tmp_path, kind, monkeypatch):
+    path = tmp_path / f"users.{kind}"
+    frame = pl.DataFrame({"user_id": [f"u{n}" for n in range(40)], "age": ["7"] * 40})
+    write = {"csv": frame.write_csv, "jsonl": frame.write_ndjson}
+    write.get(kind, frame.write_parquet)(path)
+    whole = asked.read(next(blocks.tables(path, FileFormat(), 100)), READING).frame
+    assert whole["user_id"].to_list() == frame["user_id"].to_list()
+    monkeypatch.setattr(blocks, "BYTES", 64)
+    parts = [asked.read(raw, READING).frame for raw in blocks.tables(path, FileFormat(), 9)]
+    assert len(parts) > 3
+    assert pl.concat(parts).equals(whole)

@@ -9,7 +9,8 @@ import polars as pl
 
 from tfrec_attn.bulk import asked, shards
 from tfrec_attn.bulk.shards import Shards
-from tfrec_attn.data import readers, rejects
+from tfrec_attn.data import blocks, rejects
+from tfrec_attn.data.schema import FileFormat
 
 
 def digest(table: Path) -> str:
@@ -80,7 +81,7 @@ def _checked(
     table: Path, reading: asked.Reading, size: int, found: list[pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
     """The rows that keep the rules; the others are added to `found`."""
-    for raw in readers.blocks(table, size):
+    for raw in blocks.tables(table, FileFormat(), size):
         checked = asked.read(raw, reading)
         if checked.rejects.height:
             found.append(checked.rejects)

@@ -44,6 +44,19 @@ class Block:
     header: tuple[str, ...] = ()
 
 
+def tables(path: Path, file_format: FileFormat, rows: int) -> Iterator[RawTable]:
+    """A table, a file or a folder of shards, block by block in order.
+
+    Args:
+      path: Its name.
+      file_format: How it is written.
+      rows: Of a Parquet block.
+    """
+    for number, file in enumerate(readers.files(path)):
+        for block in of_file(file, number, file_format, rows=rows):
+            yield read(block, file_format)
+
+
 def of_file(
     path: Path,
     file: int,

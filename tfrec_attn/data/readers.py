@@ -11,7 +11,6 @@ import gzip
 import logging
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -64,25 +63,6 @@ def read(path: str | Path, file_format: FileFormat | None = None) -> RawTable:
         rejects=pl.concat([table.rejects for table in tables]),
         hints={name: hint for table in tables for name, hint in table.hints.items()},
     )
-
-
-def blocks(
-    path: str | Path, rows: int, file_format: FileFormat | None = None
-) -> Iterator[RawTable]:
-    """The same in blocks of at most `rows`, shard by shard: Parquet is read as it is asked
-    for, of a text file all of it is in memory at once."""
-    for shard in files(Path(path)):
-        if kind_of(shard) in PARQUET:
-            yield from _parquet_blocks(shard, rows)
-            continue
-        table = read_shard(shard, file_format or FileFormat())
-        for start in range(0, max(table.frame.height, 1), rows):
-            yield dataclasses.replace(
-                table,
-                frame=table.frame.slice(start, rows),
-                place=table.place.slice(start, rows),
-                rejects=table.rejects if start == 0 else rejects.empty(),
-            )
 
 
 def files(path: Path) -> list[Path]:
@@ -215,25 +195,9 @@ def parquet(path: Path, first: int = 0, count: int | None = None) -> RawTable:
         frame = pl.scan_parquet(path).slice(first, count).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as Parquet: {error}.") from error
-    return _of_parquet(path, frame, first)
-
-
-def _parquet_blocks(path: Path, rows: int) -> Iterator[RawTable]:
-    done = 0
-    try:
-        lazy = pl.scan_parquet(path)
-        for frame in lazy.collect_batches(chunk_size=rows, maintain_order=True):
-            yield _of_parquet(path, frame, done)
-            done += frame.height
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as Parquet: {error}.") from error
-
-
-def _of_parquet(path: Path, frame: pl.DataFrame, before: int) -> RawTable:
     strings = pl.col(pl.String).replace("", None)
-    lines = pl.int_range(
-        before + 1, before + frame.height + 1, dtype=pl.Int64, eager=True
-    ).alias("line")
+    places = pl.int_range(first + 1, first + frame.height + 1, dtype=pl.Int64, eager=True)
+    lines = places.alias("line")
     return _table(path, frame.with_columns(strings), lines, [], {})
 
 
