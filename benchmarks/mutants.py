@@ -45,7 +45,7 @@ BIAS = "tf.where(real, bias, LOW)"
 OMEGA = "_masked_softmax(logits, real, -1)"
 FORTH = "drop(tf.nn.softmax(affinity + user.bias[:, :, None]))"
 BACK = "drop(tf.nn.softmax(affinity + item.bias[..., None], -2))"
-LENGTH = "_norm(seen, user.floor) * flat(item.norms)"
+LENGTH = "norm(seen, user.floor) * flat(item.norms)"
 LENGTH_BACK = "_root(square, item.floor[..., None]) * user.norms[:, :, None, None]"
 DIVISOR = "(len(ways) * user.keys.shape[1])"
 PAIRS = "scale * w.weights * w.attention * inner / w.length"
@@ -117,7 +117,7 @@ MUTATIONS = [
         "tf.matmul(attention, user.keys)",
     ),
     Mutation("s not over ‖Q̃‖", LENGTH, "flat(item.norms)"),
-    Mutation("s not over ‖W'_v k‖", LENGTH, "_norm(seen, user.floor)"),
+    Mutation("s not over ‖W'_v k‖", LENGTH, "norm(seen, user.floor)"),
     Mutation(
         "sign of s",
         "match = tf.reduce_sum(seen * flat(item.values), -1)",
@@ -260,6 +260,13 @@ MUTATIONS = [
         "no floor of a norm",
         ROOT_OF,
         "tf.sqrt(square)",
+    ),
+    Mutation("no floor of a norm in one", "axis=-1), floor)", "axis=-1), 0 * floor)"),
+    Mutation("gradient of a norm in one: not over it", "by_norm / norm", "by_norm"),
+    Mutation(
+        "gradient of a norm in one: below its floor",
+        "tf.where(norm > floor, by_norm / norm, 0.0)",
+        "by_norm / norm",
     ),
     Mutation(
         "a norm may be small beside its set",

@@ -22,7 +22,7 @@ FULL = {"heads": 2, "dim": 8, "bidirectional": True, "focus": 4.0, "scale": 3.0}
 SETTINGS = {
     "default": {},
     "full": FULL,
-    "chunked": FULL | {"chunk": 2, "dropout": 0.3, "l2": 0.1},
+    "chunked": FULL | {"chunk": 2, "dropout": 0.3, "l2": 0.1, "xla": False},
     "article": {"mode": "article"},
     "article-softmax": {"mode": "article", "normalizer": "softmax"},
 }
@@ -315,6 +315,18 @@ def test_compiles_by_xla(case):
     layer, x = layer_of(case), case.inputs()
     compiled = tf.function(lambda x: layer(x), jit_compile=True)
     check_equal(compiled(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@with_weights
+def test_the_faster_norm_is_the_same_where_nothing_is_trained(cls, settings):
+    layer = built(cls, settings | {"xla": False})
+    score = tf.function(layer)
+    graph = lambda **how: score.get_concrete_function(inputs(), **how).graph
+    assert "EuclideanNorm" in str(graph(training=False).as_graph_def())
+    assert "EuclideanNorm" not in str(graph(training=True).as_graph_def())
+    assert not layer.supports_jit
+    slower = built(cls, settings | {"xla": True})
+    check_equal(layer(inputs(), training=False), slower(inputs()), rtol=1e-5, atol=1e-6)
 
 
 @every

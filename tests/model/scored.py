@@ -68,13 +68,14 @@ def article_score(user, item, user_mask, item_mask, **options):
 
 MODES = {
     "softmax": softmax_score,
+    "norm-in-one": functools.partial(softmax_score, xla=False),
     "all": functools.partial(
         softmax_score, weights=random_weights(2), heads=2, bidirectional=True, scale=3.0
     ),
     "article": article_score,
     "article-softmax": functools.partial(article_score, normalizer="softmax"),
 }
-SOFTMAX = [pytest.param(MODES[name], id=name) for name in ("softmax", "all")]
+SOFTMAX = [pytest.param(MODES[name], id=name) for name in ("softmax", "norm-in-one", "all")]
 EVERY = [pytest.param(score, id=name) for name, score in MODES.items()]
 
 

@@ -71,7 +71,8 @@ def build(
             time=settings.time,
         ),
         scorer=AttentionWeightedCosine(
-            **config.scorer.model_dump(exclude={"item_tokens", "events"})
+            xla=False,  # what is exported must not need it
+            **config.scorer.model_dump(exclude={"item_tokens", "events"}),
         ),
         retrieval=tasks.Retrieval(
             group=loss.group, logq=loss.logq, temperature=loss.temperature

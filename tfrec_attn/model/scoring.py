@@ -98,6 +98,7 @@ def softmax_score(
     bidirectional: bool = False,
     drop: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
     return_attention: bool = False,
+    xla: bool = True,
 ):
     """How well each item token is matched by what it sees of the user.
 
@@ -116,6 +117,7 @@ def softmax_score(
       focus: Scalar, τ_a. 0 averages the user's tokens; large values are MaxSim.
       scale: Scalar, τ_s.
       drop: Applied to A: dropout.
+      xla: False takes the norms of Q̃ by a kernel that XLA does not have.
 
     Returns:
       Scores `[B, C]`, 0 for a user or a candidate without any real token. With
@@ -135,7 +137,8 @@ def softmax_score(
     attention = drop(tf.nn.softmax(affinity + user.bias[:, :, None]))
     # Q̃ is one product more; ⟨Q̃, w⟩ and ‖Q̃‖ without it, by Gram matrices, are two.
     seen = tf.matmul(attention, user.values)
-    length = _norm(seen, user.floor) * flat(item.norms)
+    norm = _norm if xla else _norm_in_one
+    length = norm(seen, user.floor) * flat(item.norms)
     match = tf.reduce_sum(seen * flat(item.values), -1) / length
     ways = [_Way(attention, apart(match), apart(length), item.weights[..., None])]
     inner = None
@@ -362,6 +365,18 @@ def _finite_gradient(x):
 
 def _norm(vectors, floor):
     return _root(tf.reduce_sum(tf.square(vectors), -1), floor)
+
+
+@tf.custom_gradient
+def _norm_in_one(vectors, floor):
+    """The same in one pass over the vectors; TensorFlow's own gradient is NaN at 0."""
+    norm = tf.maximum(tf.raw_ops.EuclideanNorm(input=vectors, axis=-1), floor)
+
+    def gradient(by_norm):
+        share = tf.where(norm > floor, by_norm / norm, 0.0)
+        return share[..., None] * vectors, tf.zeros_like(floor)
+
+    return norm, gradient
 
 
 def _root(square, floor):

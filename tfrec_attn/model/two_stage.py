@@ -143,7 +143,8 @@ class TwoStage(Model):
                 "user_mask": user.mask,
                 "item": tokens,
                 "item_mask": mask,
-            }
+            },
+            training=False,
         )
 
     @tf.function(reduce_retracing=True)

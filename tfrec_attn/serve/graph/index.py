@@ -102,7 +102,7 @@ class Index(tf.Module):
             "item": tokens,
             "item_mask": mask,
         }
-        _, parts = self.model.scorer(inputs, return_attention=True)
+        _, parts = self.model.scorer(inputs, training=False, return_attention=True)
         pairs = self.model.share * parts["pair_contributions"][:, 0]
         attention = parts["A"][:, 0]
         if attention.shape.rank == 4:
