@@ -1,5 +1,6 @@
 """Going on from a trained model: what grows, stays, is learned of and held out."""
 
+import json
 import shutil
 
 import numpy as np
@@ -9,7 +10,16 @@ import tensorflow as tf
 
 from tests import killing, small
 from tests.worded import arguments
-from tfrec_attn import evaluate, export, incremental, pipeline, runs, train
+from tfrec_attn import (
+    checkpoints,
+    evaluate,
+    export,
+    fit,
+    incremental,
+    pipeline,
+    runs,
+    train,
+)
 from tfrec_attn.data import splits, tables
 from tfrec_attn.keeper import Keeper
 
@@ -206,6 +216,29 @@ def test_a_strong_pull_holds_the_weights_and_no_stage_moves_those_of_another(
         assert moved(start, retrieval, "scorer") == {False}
         assert True in moved(retrieval, both, "scorer")
     assert far[100.0] < 0.8 * far[0.0]
+
+
+def test_a_training_that_makes_it_worse_keeps_what_it_began_with(
+    base, today, tmp_path, monkeypatch, caplog
+):
+    def ruined(model, examples, validate, *, out, **how):
+        for variable in model.trainable_variables:
+            variable.assign(tf.zeros_like(variable))
+        model.refresh()
+        checkpoints.write(checkpoints.weights(model), out / "checkpoints" / "best")
+        return [{"epoch": 1, "stage": "both", "train_loss": 1.0, "ndcg@10": 0.0}]
+
+    monkeypatch.setattr(fit, "fit", ruined)
+    assert train.main(command(base, today, tmp_path)) == 0
+    assert "its weights are kept" in caplog.text
+    (kept, prepared), (began, _) = runs.load(tmp_path), runs.untrained(tmp_path)
+    for name, value in named(began).items():
+        np.testing.assert_array_equal(named(kept)[name], value)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    first = evaluate.evaluate(began, prepared, "validation")["ndcg@10"].mean()
+    assert found["best_validation"] == pytest.approx(first)
+    means = evaluate.means(began, prepared, "test")
+    assert found["test"] == means
 
 
 def test_two_replicas_go_on(base, today, tmp_path):

@@ -281,6 +281,14 @@ def grown(out: Path) -> bool:
     return (out / "checkpoints" / f"{START}.index").exists()
 
 
+def go_back(model, out: Path) -> None:
+    """Makes the weights that a run began with those that are kept of it."""
+    kept, place = checkpoints.weights(model), out / "checkpoints"
+    checkpoints.read(kept, place / START).assert_consumed()
+    model.refresh()
+    checkpoints.copy(place / START, place / "best")
+
+
 class Origin:
     """The weights that a training went on from. No list, in which Keras would find the
     variables once more.

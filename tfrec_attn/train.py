@@ -224,6 +224,19 @@ def _run(
         preemption=preemption,
         monitors=monitors,
     )
+    best = max(h[config.train.monitor] for h in history)
+    if prepared.old is not None:
+        before = untrained[config.train.monitor]
+        trained = metrics.summary(validate())[config.train.monitor]
+        if before > trained:
+            incremental.go_back(model, out)
+            logger.warning(
+                "The model that this training went on from is better on the validation "
+                "fold, %.4f to %.4f: its weights are kept.",
+                before,
+                trained,
+            )
+        best = max(before, trained)
     if model.live:
         runs.keep_bert(out, prepared, model.live.bert)
     plots.learning_curves(history, out / "learning_curves.png")
@@ -231,7 +244,7 @@ def _run(
         "split": prepared.split.name,
         "digest": prepared.split.digest,
         "epochs": len(history),
-        "best_validation": max(h[config.train.monitor] for h in history),
+        "best_validation": best,
         "truncated_texts": prepared.truncated,
         "rejected_rows": len(prepared.tables.rejects),
     }
