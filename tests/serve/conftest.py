@@ -48,11 +48,14 @@ def shop_live(shop_base, tmp_path_factory):
     """The shop's model, its data, and a running server of what was exported of it."""
     from tfrec_attn import export
     from tfrec_attn.serve.export import write
+    from tfrec_attn.serve.graph import served
 
     folder = tmp_path_factory.mktemp("shop")
     model, prepared = shop.untrained(folder, shortlist=11, max_k=13)
     # Neither 1 nor 0: an answer that forgets it, or has it twice, is another one.
     model.share.assign(0.5)
-    write(export.served(model, prepared), shop_base, 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(served, "BLOCK", 7)  # as a large catalogue, several of them
+        write(export.served(model, prepared), shop_base, 1)
     with toys.live(shop_base, "shop") as (running, _):
         yield model, prepared, running

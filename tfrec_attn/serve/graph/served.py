@@ -16,6 +16,10 @@ from tfrec_attn.serve.graph.index import Index
 from tfrec_attn.serve.graph.lookup import Columns, Lookup, nothing, prefer
 
 
+# Items whose tokens are named at a time.
+BLOCK = 4096
+
+
 class Served(tf.Module):
     """What is exported: a method a signature.
 
@@ -178,15 +182,19 @@ class Served(tf.Module):
             "known_user": about["known_user"],
         }
 
-    def _item_token_names(self, items, words, block: int = 4096) -> np.ndarray:
+    def _item_token_names(self, items, words) -> np.ndarray:
         """`[I, m]`: what each token of each item stands for, empty at padding."""
         tower, features = self.index.model.item_tower, self.index.model.items
         found = []
-        for rows in np.split(np.arange(len(items)), range(block, len(items), block)):
+        for rows in np.split(np.arange(len(items)), range(BLOCK, len(items), BLOCK)):
             text = np.where(words[rows] == "", "", np.char.add("text=", words[rows]))
-            value = lambda name, at=rows: tf.constant(items.features.get(name, at)[at])
+            column = lambda name, at=rows: tf.constant(
+                items.features[name][at] if name in items.features else at
+            )
             names = [
-                text if name == "text" else self.item_columns.token_names(name, value(name))
+                text
+                if name == "text"
+                else self.item_columns.token_names(name, column(name))
                 for name in tower.features.encoders
             ]
             _, mask = tower.features(features.rows(rows))
