@@ -16,6 +16,7 @@ from tests import killing, small
 from tests.data.test_batches import ITEM, made
 from tfrec_attn import distribution, train
 from tfrec_attn.data import batches
+from tfrec_attn.preemption import Preempted
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -89,6 +90,20 @@ def test_only_the_chief_has_the_run_s_folder(monkeypatch, tmp_path):
     assert (tmp_path / "new").read_text() == "of the chief"
 
 
+@pytest.mark.parametrize("chief", [True, False])
+@pytest.mark.parametrize(("error", "met"), [(Preempted, 2), (ValueError, 1)])
+def test_workers_leave_together_where_all_are_asked_to(
+    monkeypatch, tmp_path, chief, error, met
+):
+    """What one alone raises is no reason to wait for the others."""
+    meetings = []
+    monkeypatch.setattr(distribution, "from_chief", lambda *_: meetings.append("met"))
+    monkeypatch.setattr(distribution, "is_chief", lambda strategy: chief)
+    with pytest.raises(error), distribution.own_folder(None, tmp_path):
+        raise error
+    assert len(meetings) == met
+
+
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_replicas_see_each_example_once_an_epoch(size):
     cut, strategy = made(count=1), distribution.strategy("mirrored")
@@ -160,9 +175,10 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):
     assert files(two) == files(one)
 
 
+@pytest.mark.slow
 def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(tables, tmp_path):
-    """After step 3 of the 9 of the ranking, where each draws its dropout for other items."""
-    sets = ["train.epochs=1", "train.ranking_epochs=1", "loss.ranked_targets=16"]
+    """After step 3 of the 9 of an epoch; each draws its dropout for other items."""
+    sets = ["train.epochs=2", "train.ranking_epochs=0"]
     arguments = lambda out: small.arguments(
         tables, tmp_path / out, "--strategy", "multiworker", sets=sets
     )
@@ -172,8 +188,8 @@ def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(tables
         assert out == ""
         assert "SIGTERM: stopped. --resume goes on after the last state" in err
     place = tmp_path / "run"
-    states = (place / "checkpoints" / "ranking").glob("last-*.index")
-    assert [state.stem for state in states] == ["last-3"]
+    states = (place / "checkpoints" / "both").glob("last-*.index")
+    assert {state.stem for state in states} == {"last-9", "last-12"}
     workers([*arguments("run"), "--resume"], TRAIN, TRAIN)
     assert small.history(place) == small.history(tmp_path / "whole")
     killing.require_same_weights(place, tmp_path / "whole")

@@ -26,10 +26,9 @@ class Ending:
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, preemption: Preemption):
-        self._preemption = preemption
+        self._strategy, self._preemption = strategy, preemption
         self._alone = distribution.alone(strategy)
         self._is_chief = distribution.is_chief(strategy)
-        self._added = None if self._alone else distribution.adder(strategy)
         self._since, self._steps, self._every = time.monotonic(), 0, 1
 
     def after_step(self) -> bool:
@@ -41,10 +40,10 @@ class Ending:
 
     def now(self) -> bool:
         """Whether it ends here, where all workers are."""
-        if self._added is None:
+        if self._alone:
             return self._preemption.asked
         told = self._preemption.asked, self._planned() if self._is_chief else 0
-        asked, self._every = self._added(np.array(told))
+        asked, self._every = distribution.summed(self._strategy, np.array(told))
         self._since, self._steps = time.monotonic(), 0
         return asked > 0
 

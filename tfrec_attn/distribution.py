@@ -135,19 +135,21 @@ def from_chief(strategy: tf.distribute.Strategy, say: Callable[[], Any]) -> Any:
     if not _is_multiworker(strategy):
         return say()
     text = json.dumps(say()).encode() if is_chief(strategy) else b""
-    size = int(_summed(strategy, np.array([len(text)]))[0])
-    letters = np.zeros(size, np.int32)
+    size = int(summed(strategy, np.array([len(text)]))[0])
+    # A graph is traced for each length: there are few.
+    letters = np.zeros(1 << size.bit_length(), np.int32)
     letters[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(_summed(strategy, letters).astype(np.uint8).tobytes())
+    return json.loads(summed(strategy, letters)[:size].astype(np.uint8).tobytes())
 
 
-def _summed(strategy, values: np.ndarray) -> np.ndarray:
-    """`[n]` integers of each worker, added up."""
-    return adder(strategy)(values)
+def summed(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
+    """`[n]` integers of each worker, added up; all of them wait for it."""
+    return _adder(strategy)(values)
 
 
-def adder(strategy: tf.distribute.Strategy) -> Callable[[np.ndarray], np.ndarray]:
-    """Adds up `[n]` integers of each worker, again and again for one n."""
+@functools.cache
+def _adder(strategy) -> Callable[[np.ndarray], np.ndarray]:
+    """One a strategy, so that a question that is asked again is traced once."""
 
     def add(values):
         # The copy is on the replica's device, which is where it can be sent from.
