@@ -26,6 +26,7 @@ import turns
 
 STAGES = "retrieval", "ranking", "both"
 METHODS = "retrieval", "retrieval + ranking"
+METRICS = "ndcg@10", "hit@10", "mrr"
 STILL = ["model.dropout=0", "model.id_dropout=0", "scorer.dropout=0"]
 
 
@@ -138,8 +139,7 @@ def speeds(data, sides: dict, stage: str, steps: int, count: int) -> tuple:
 
 def figures(found: dict) -> list[str]:
     """Of a training's test metrics."""
-    names = "ndcg@10", "hit@10", "mrr"
-    return [" ".join(f"{found[method][name]:.5f}" for name in names) for method in METHODS]
+    return [" ".join(f"{found[row][name]:.5f}" for name in METRICS) for row in METHODS]
 
 
 def trained(path: Path, sets: list[str], workers: int) -> dict:
@@ -198,7 +198,8 @@ def main(argv=None) -> int:
         for seed, count in itertools.product(range(args.seeds), (1, 2)):
             found = trained(args.config, [*sets, f"train.seed={seed}"], count)
             rows.append((str(seed), str(count), *figures(found)))
-        turns.table(("seed", "workers", *METHODS), rows)
+        head = (f"{row}: {' '.join(METRICS)}" for row in METHODS)
+        turns.table(("seed", "workers", *head), rows)
     return 0
 
 
