@@ -6,11 +6,12 @@ On two logical CPUs prints three Markdown tables. Of each stage without dropout:
 the loss and the gradients of a batch differ between one replica and two, as a share of the
 largest entry of a gradient. Of each stage: targets a second of one replica and of two with
 the same batches on the same cores, in turns, and the ratio within a turn. Of `--epochs`
-epochs of a whole training: the test metrics of one process and of two workers over
-loopback.
+epochs of a whole training and each seed: NDCG@10, hit@10 and MRR of the test fold, of one
+process and of two workers over loopback.
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -24,6 +25,8 @@ import numpy as np
 import turns
 
 STAGES = "retrieval", "ranking", "both"
+METHODS = "retrieval", "retrieval + ranking"
+METRICS = "ndcg@10", "hit@10", "mrr"
 STILL = ["model.dropout=0", "model.id_dropout=0", "scorer.dropout=0"]
 
 
@@ -134,8 +137,18 @@ def speeds(data, sides: dict, stage: str, steps: int, count: int) -> tuple:
     return stage, turns.spread(found[1], 0), turns.spread(found[2], 0), ratio
 
 
-def trained(path: Path, out: Path, sets: list[str], workers: int) -> dict:
+def figures(found: dict) -> list[str]:
+    """Of a training's test metrics."""
+    return [" ".join(f"{found[row][name]:.5f}" for name in METRICS) for row in METHODS]
+
+
+def trained(path: Path, sets: list[str], workers: int) -> dict:
     """The test metrics of a training by one process, or by workers over loopback."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _trained(path, Path(folder) / "run", sets, workers)
+
+
+def _trained(path: Path, out: Path, sets: list[str], workers: int) -> dict:
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
     hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in holders]
     for one in holders:
@@ -163,6 +176,7 @@ def main(argv=None) -> int:
     add("--steps", type=int, default=30, help="of a turn")
     add("--turns", type=int, default=7)
     add("--epochs", type=int, default=3, help="of the retrieval and of the ranking each")
+    add("--seeds", type=int, default=3, help="of the whole trainings")
     add("--only", choices=("gradients", "speed", "workers"))
     args = parser.parse_args(argv)
     wanted = lambda name: args.only in (None, name)
@@ -181,13 +195,11 @@ def main(argv=None) -> int:
     if wanted("workers"):
         epochs = f"train.epochs={args.epochs}", f"train.ranking_epochs={args.epochs}"
         sets, rows = [*args.set, *STILL, *epochs], []
-        with tempfile.TemporaryDirectory() as folder:
-            for count in (1, 2):
-                found = trained(args.config, Path(folder) / str(count), sets, count)
-                row = found["retrieval + ranking"]
-                figures = (f"{row[name]:.4f}" for name in ("ndcg@10", "hit@10", "mrr"))
-                rows.append((str(count), *figures))
-        turns.table(("workers", "ndcg@10", "hit@10", "mrr"), rows)
+        for seed, count in itertools.product(range(args.seeds), (1, 2)):
+            found = trained(args.config, [*sets, f"train.seed={seed}"], count)
+            rows.append((str(seed), str(count), *figures(found)))
+        head = (f"{row}: {' '.join(METRICS)}" for row in METHODS)
+        turns.table(("seed", "workers", *head), rows)
     return 0
 
 

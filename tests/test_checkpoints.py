@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tests.killing import Killed, dying
-from tfrec_attn import atomic, checkpoints
+from tfrec_attn import atomic, checkpoints, distribution
+from tfrec_attn.model import replicas
 
 
 def made(value):
@@ -170,3 +171,37 @@ def test_what_is_kept_is_bit_for_bit_what_was_written(tmp_path):
     assert name.startswith("_CHECKPOINTABLE")
     found = tf.train.load_variable(str(tmp_path / "b"), "v/.ATTRIBUTES/VARIABLE_VALUE")
     assert found == value
+
+
+def local(variable):
+    """What each replica has."""
+    return [v.numpy().tolist() for v in variable.values]
+
+
+@pytest.mark.parametrize("meter", [True, False], ids=["a meter", "draws"])
+def test_each_replica_goes_on_with_its_own(tmp_path, meter):
+    """Read back alone, it has what TensorFlow keeps: half of a sum, or the first one's."""
+    strategy = distribution.strategy("mirrored")
+    kind = {"synchronization": tf.VariableSynchronization.ON_READ}
+    kind |= {"aggregation": tf.VariableAggregation.SUM}
+    with strategy.scope():
+        variable = tf.Variable([1.0, 7.0], trainable=False, **kind if meter else {})
+    own = checkpoints.OfReplicas(strategy, [variable])
+    strategy.run(lambda: variable.assign_add([3.0 * replicas.place(), 5.0]))
+    before, position = local(variable), checkpoints.Position([])
+    position.own = {"it": own.read()}
+    kept = tf.train.Checkpoint(it=variable, position=position)
+    checkpoints.write(kept, tmp_path / "it")
+    position.own = {}
+    checkpoints.read(kept, tmp_path / "it").assert_consumed()
+    assert local(variable) == [[2.5, 12.0] if meter else before[0]] * 2
+    own.put(position.own["it"][:1])
+    assert local(variable) != before
+    own.put(position.own["it"])
+    assert local(variable) == before == [[1.0, 12.0], [4.0, 12.0]]
+
+
+def test_one_replica_has_nothing_of_its_own():
+    own = checkpoints.OfReplicas(distribution.strategy("one"), [tf.Variable(3)])
+    assert own.read() == []
+    own.put([[7]])

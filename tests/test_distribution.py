@@ -7,14 +7,16 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
-from tests import small
+from tests import killing, small
 from tests.data.test_batches import ITEM, made
 from tfrec_attn import distribution, train
 from tfrec_attn.data import batches
+from tfrec_attn.preemption import Preempted
 
 TWO = {"worker": ["a:1", "b:2"]}
 
@@ -88,6 +90,20 @@ def test_only_the_chief_has_the_run_s_folder(monkeypatch, tmp_path):
     assert (tmp_path / "new").read_text() == "of the chief"
 
 
+@pytest.mark.parametrize("chief", [True, False])
+@pytest.mark.parametrize(("error", "met"), [(Preempted, 2), (ValueError, 1)])
+def test_workers_leave_together_where_all_are_asked_to(
+    monkeypatch, tmp_path, chief, error, met
+):
+    """What one alone raises is no reason to wait for the others."""
+    meetings = []
+    monkeypatch.setattr(distribution, "from_chief", lambda *_: meetings.append("met"))
+    monkeypatch.setattr(distribution, "is_chief", lambda strategy: chief)
+    with pytest.raises(error), distribution.own_folder(None, tmp_path):
+        raise error
+    assert len(meetings) == met
+
+
 @pytest.mark.parametrize("size", [1, 4, 5])
 def test_replicas_see_each_example_once_an_epoch(size):
     cut, strategy = made(count=1), distribution.strategy("mirrored")
@@ -106,20 +122,28 @@ def test_replicas_see_each_example_once_an_epoch(size):
 
 STILL = ["model.dropout=0", "model.id_dropout=0", "scorer.dropout=0", "train.epochs=1"]
 STILL += ["train.ranking_epochs=0"]
+TRAIN = ("tfrec_attn.train",)
 
 
-def workers(given, count):
-    """Runs a training in as many processes over loopback, to their ends."""
+def workers(given, *programs):
+    """Runs a training in as many processes over loopback, to their ends.
+
+    Args:
+      given: Arguments of all.
+      programs: The module of each worker, and what it is told before them.
+    """
+    count = len(programs)
     holders = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     hosts = [f"127.0.0.1:{one.getsockname()[1]}" for one in holders]
     for one in holders:
         one.close()
     running = []
-    for index in range(count):
+    for index, program in enumerate(programs):
         told = {"TF_CONFIG": config({"worker": hosts}, index=index)}
         running.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tfrec_attn.train", *given],
+                [sys.executable, "-m", *program, *given],
+                cwd=Path(__file__).parents[1],
                 env={**os.environ, **told},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -136,7 +160,7 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train.main(small.arguments(tables, one, sets=STILL)) == 0
     given = small.arguments(tables, two, "--strategy", "multiworker", sets=STILL)
-    (out, _), (nothing, _) = workers(given, 2)
+    (out, _), (nothing, _) = workers(given, TRAIN, TRAIN)
     assert nothing == ""
     result = json.loads((two / "metrics.json").read_text())
     assert json.loads(out) == result
@@ -149,3 +173,23 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):
     files = lambda place: sorted(re.sub("[0-9]{4,}.*", "", str(f)) for f in names(place))
     names = lambda place: (f.relative_to(place) for f in place.rglob("*") if f.is_file())
     assert files(two) == files(one)
+
+
+@pytest.mark.slow
+def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(tables, tmp_path):
+    """After step 3 of the 9 of an epoch; each draws its dropout for other items."""
+    sets = ["train.epochs=2", "train.ranking_epochs=0"]
+    arguments = lambda out: small.arguments(
+        tables, tmp_path / out, "--strategy", "multiworker", sets=sets
+    )
+    workers(arguments("whole"), TRAIN, TRAIN)
+    silent, asked = ("tests.killing", "SIGTERM", "0"), ("tests.killing", "SIGTERM", "12")
+    for out, err in workers(arguments("run"), silent, asked):
+        assert out == ""
+        assert "SIGTERM: stopped. --resume goes on after the last state" in err
+    place = tmp_path / "run"
+    states = (place / "checkpoints" / "both").glob("last-*.index")
+    assert {state.stem for state in states} == {"last-9", "last-12"}
+    workers([*arguments("run"), "--resume"], TRAIN, TRAIN)
+    assert small.history(place) == small.history(tmp_path / "whole")
+    killing.require_same_weights(place, tmp_path / "whole")

@@ -28,7 +28,7 @@ ROWS = [
     ["layers", "keras3_layers"],
     ["model"],
     ["baselines", "distribution", "metrics", "optimizers", "plots", "preemption"],
-    ["checkpoints"],
+    ["agreement", "checkpoints"],
     ["keeper"],
     ["monitors"],
     ["fit", "ranking"],

@@ -132,8 +132,20 @@ def test_sigterm_ends_at_once_or_waits_for_a_state():
         assert asked.asked
     with preemption.Preemption() as asked:
         with asked.waiting():
+            with asked.waiting():
+                asking()
             asking()
             assert asked.asked
         with pytest.raises(preemption.Preempted):
             asking()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_is_taken_once_more_where_a_library_has_taken_it():
+    before = signal.getsignal(signal.SIGTERM)
+    with preemption.Preemption() as asked, asked.waiting():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        asked.listen()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.asked
     assert signal.getsignal(signal.SIGTERM) == before

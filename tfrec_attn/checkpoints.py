@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -33,6 +34,54 @@ def generators(model: Recommender) -> list:
         for layer in layers:
             layer._random_generator._maybe_init()
     return [layer._random_generator for layer in layers]
+
+
+class OfReplicas:
+    """Variables of which each replica has a value of its own. TensorFlow keeps the first
+    one's alone, or a sum.
+
+    Letters: R replicas of all workers, V variables.
+
+    Args:
+      strategy: Of the replicas.
+      variables: Of one shape and type.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, variables: list):
+        self._strategy, self._variables = strategy, variables
+        self._several = strategy.num_replicas_in_sync > 1 and bool(variables)
+        self._gathered = tf.function(lambda: strategy.run(self._of_all), autograph=False)
+
+    def _of_all(self):
+        own = tf.stack([[tf.identity(variable) for variable in self._variables]])
+        return tf.distribute.get_replica_context().all_gather(own, axis=0)
+
+    def read(self) -> list:
+        """`[R, V, ..]`, of one replica nothing; all workers wait for it."""
+        if not self._several:
+            return []
+        found = self._strategy.experimental_local_results(self._gathered())
+        return found[0].numpy().tolist()
+
+    def put(self, values: list) -> None:
+        """Gives each what was read; of another number of replicas nothing is changed."""
+        if not self._several or len(values) != self._strategy.num_replicas_in_sync:
+            return
+        for at, variable in enumerate(self._variables):
+            rows = np.array(values, variable.dtype.as_numpy_dtype)[:, at]
+            own = lambda context, rows=rows: rows[context.replica_id_in_sync_group]
+            each = self._strategy.experimental_distribute_values_from_function(own)
+            self._strategy.run(lambda v, value: v.assign(value), args=(variable, each))
+
+
+def of_replicas(model: Recommender, generators: list) -> dict[str, OfReplicas]:
+    """Where dropout draws from, as a replica draws as many numbers as it has different
+    items, and the losses so far."""
+    found = {
+        "dropout": [one._generator.state for one in generators if one._generator],
+        "meters": [variable for meter in model.metrics for variable in meter.variables],
+    }
+    return {n: OfReplicas(model.distribute_strategy, own) for n, own in found.items()}
 
 
 def write(checkpoint: tf.train.Checkpoint, prefix: Path) -> None:
@@ -118,17 +167,20 @@ class Position(tf.train.experimental.PythonState):
     Attributes:
       history: A line for each epoch, over all stages.
       step: Steps of the epoch after them that are done.
+      own: What each of several replicas has of its own, by name; see `OfReplicas`.
     """
 
     def __init__(self, history: list[dict[str, Any]]):
         self.history, self.step = history, 0
+        self.own: dict[str, list] = {}
 
     def serialize(self) -> str:
-        return json.dumps({"history": self.history, "step": self.step})
+        return json.dumps({"history": self.history, "step": self.step, "own": self.own})
 
     def deserialize(self, text: bytes) -> None:
         found = json.loads(text)
         self.history[:], self.step = found["history"], found["step"]
+        self.own = found.get("own", {})
 
 
 class States:

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_attn.data import shares
+from tfrec_attn.preemption import Preempted
 
 logger = logging.getLogger(__name__)
 
@@ -134,14 +135,21 @@ def from_chief(strategy: tf.distribute.Strategy, say: Callable[[], Any]) -> Any:
     if not _is_multiworker(strategy):
         return say()
     text = json.dumps(say()).encode() if is_chief(strategy) else b""
-    size = int(_summed(strategy, np.array([len(text)]))[0])
-    letters = np.zeros(size, np.int32)
+    size = int(summed(strategy, np.array([len(text)]))[0])
+    # A graph is traced for each length: there are few.
+    letters = np.zeros(1 << size.bit_length(), np.int32)
     letters[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(_summed(strategy, letters).astype(np.uint8).tobytes())
+    return json.loads(summed(strategy, letters)[:size].astype(np.uint8).tobytes())
 
 
-def _summed(strategy, values: np.ndarray) -> np.ndarray:
-    """`[n]` integers of each worker, added up."""
+def summed(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
+    """`[n]` integers of each worker, added up; all of them wait for it."""
+    return _adder(strategy)(values)
+
+
+@functools.cache
+def _adder(strategy) -> Callable[[np.ndarray], np.ndarray]:
+    """One a strategy, so that a question that is asked again is traced once."""
 
     def add(values):
         # The copy is on the replica's device, which is where it can be sent from.
@@ -155,7 +163,7 @@ def _summed(strategy, values: np.ndarray) -> np.ndarray:
     # Every replica of a worker has added its numbers.
     found = cluster()
     each = strategy.num_replicas_in_sync // len(found.addresses) if found else 1
-    return total(tf.constant(values, tf.int32)).numpy() // each
+    return lambda values: total(tf.constant(values, tf.int32)).numpy() // each
 
 
 def by_chief(
@@ -199,21 +207,38 @@ def own_folder(strategy: tf.distribute.Strategy, out: Path) -> Iterator[Path]:
     Args:
       strategy: Of all workers.
       out: The run's folder, which all of them see.
+
+    Raises:
+      Preempted: What all workers raise after one step within.
     """
-    wait = lambda: from_chief(strategy, lambda: None)
-    if is_chief(strategy):
-        wait()
-        yield out
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / out.name
-            ignored = shutil.ignore_patterns("tensorboard", "*.partial", "partial-*")
-            shutil.copytree(out, place, ignore=ignored)
-            # Before the chief writes the first file.
-            wait()
+    try:
+        with _folder(strategy, out) as place:
             yield place
+    except Preempted:
+        _wait(strategy)
+        raise
     # As long as one is at work none may leave: it would be taken for a crash.
-    wait()
+    _wait(strategy)
+
+
+@contextlib.contextmanager
+def _folder(strategy, out: Path) -> Iterator[Path]:
+    if is_chief(strategy):
+        _wait(strategy)
+        yield out
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / out.name
+        ignored = shutil.ignore_patterns("tensorboard", "*.partial", "partial-*")
+        shutil.copytree(out, place, ignore=ignored)
+        # Before the chief writes the first file.
+        _wait(strategy)
+        yield place
+
+
+def _wait(strategy) -> None:
+    """Until all workers are here."""
+    from_chief(strategy, lambda: None)
 
 
 def distributed(

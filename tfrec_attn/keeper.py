@@ -16,6 +16,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn import atomic, checkpoints, metrics, optimizers
+from tfrec_attn.agreement import Ending
 from tfrec_attn.checkpoints import weights
 from tfrec_attn.model import tuning
 from tfrec_attn.preemption import Preempted, Preemption
@@ -57,6 +58,7 @@ class Keeper(tf_keras.callbacks.Callback):
         self.recommender = model
         self.place = out / "checkpoints"
         self.preemption = preemption or Preemption()
+        self.ending = Ending(model.distribute_strategy, self.preemption)
         self.told: Path | None = None
 
     def begin(self) -> None:
@@ -84,6 +86,8 @@ class Keeper(tf_keras.callbacks.Callback):
         model = self.recommender
         self.steps, self.position = steps, checkpoints.Position(self.history)
         bert = model.learned.get("bert", [])
+        dropout = checkpoints.generators(model)
+        self.own = checkpoints.of_replicas(model, dropout)
         # BERT as it was when it last encoded the texts: within an epoch it has moved on.
         with tf.device("CPU:0"):
             self.encoder = [(v, tf.Variable(v, trainable=False)) for v in bert]
@@ -92,7 +96,7 @@ class Keeper(tf_keras.callbacks.Callback):
             bert=bert,
             encoder=[copy for _, copy in self.encoder],
             optimizer=model.optimizer,
-            dropout=checkpoints.generators(model),
+            dropout=dropout,
             position=self.position,
         )
         if not resume:
@@ -104,6 +108,7 @@ class Keeper(tf_keras.callbacks.Callback):
             logger.info("%s: going on after %s", self.stage, after)
 
     def _restored(self) -> None:
+        self._put("dropout")
         stages = [line["stage"] for line in self.history]
         self.before = (
             stages.index(self.stage) if self.stage in stages else len(self.history)
@@ -146,18 +151,27 @@ class Keeper(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self.model._training_state = self
+        # What is kept already is all that there is.
+        self._end_if(self.ending.now())
 
     def on_epoch_begin(self, epoch, logs=None):
-        for variable, value in self.meters if self.position.step else ():
-            variable.assign(value)
+        if self.position.step:
+            for variable, value in self.meters:
+                variable.assign(value)
+            self._put("meters")
+
+    def _put(self, name: str) -> None:
+        self.own[name].put(self.position.own.get(name, []))
 
     def on_train_batch_end(self, batch, logs=None):
         step, every = batch + 1, self.settings.checkpoint_steps
         if step == self.steps:
             return
-        if self.preemption.asked or (every and step % every == 0):
+        ends = self.ending.after_step()
+        if ends or (every and step % every == 0):
             self._require_finite(step)
             self._save(step)
+        self._end_if(ends)
 
     def on_epoch_end(self, epoch, logs=None):
         self._require_finite(self.steps)
@@ -183,6 +197,7 @@ class Keeper(tf_keras.callbacks.Callback):
             if self._best_epoch() == self.done - 1:
                 checkpoints.write(weights(self.recommender), self._best())
         self._save(0)
+        self._end_if(self.ending.now())
         self.model.stop_training = self.stopped
 
     def _best(self) -> Path:
@@ -208,10 +223,13 @@ class Keeper(tf_keras.callbacks.Callback):
     def _save(self, step: int) -> None:
         """Keeps the state after a step of the epoch, 0 for the end of the one before."""
         self.position.step = step
+        self.position.own = {name: own.read() for name, own in self.own.items()}
         self.states.save(self.done * self.steps + step)
         self._tell()
         self._forget()
-        if self.preemption.asked:
+
+    def _end_if(self, ends: bool) -> None:
+        if ends:
             raise Preempted
 
     def _tell(self) -> None:

@@ -20,14 +20,19 @@ class Preemption:
     """
 
     def __init__(self) -> None:
-        self.asked = self._waits = False
+        self.asked = self._waits = self._mine = False
 
     def __enter__(self) -> "Preemption":
         # Python has signals handled by its first thread alone.
         self._mine = threading.current_thread() is threading.main_thread()
-        if self._mine:
-            self._before = signal.signal(signal.SIGTERM, self._on)
+        self._before = signal.getsignal(signal.SIGTERM)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Takes the signal; once more, where something else has taken it within."""
+        if self._mine:
+            signal.signal(signal.SIGTERM, self._on)
 
     def __exit__(self, *_) -> None:
         if self._mine:
@@ -41,8 +46,8 @@ class Preemption:
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Within, whoever trains looks at `asked` after each step, and raises."""
-        self._waits = True
+        before, self._waits = self._waits, True
         try:
             yield
         finally:
-            self._waits = False
+            self._waits = before

@@ -1,6 +1,7 @@
 """`python -m tfrec_attn.train`: from tables to a trained run folder."""
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -125,10 +126,14 @@ def run(
 
     # Before anything else that TensorFlow does: workers meet here.
     strategy = distribution.strategy(config.train.strategy)
+    preemption = preemption or Preemption()
+    # As workers meet, TensorFlow takes SIGTERM for a service of its own.
+    preemption.listen()
     begun = runs.claim(out, resume=resume)
-    # Of several workers one alone cannot keep a state: it would wait for the others.
-    waits = preemption if distribution.alone(strategy) else None
+    # Of several workers none may leave before the others do.
+    together = not distribution.alone(strategy)
     with (
+        preemption.waiting() if together else contextlib.nullcontext(),
         distribution.advice_of_loss(strategy),
         distribution.own_folder(strategy, out) as place,
     ):
@@ -139,7 +144,7 @@ def run(
             begun=begun,
             resume=resume,
             base=base,
-            preemption=waits,
+            preemption=preemption,
             monitors=monitors,
             tested=tested,
         )
