@@ -1,9 +1,11 @@
 """Going on from a trained model with today's tables: what it knew, and how that grows."""
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +39,73 @@ class Past:
       old: `user`, `item` ids and `time` of events that are never held out; None where all
         may be.
       grows: Whether new values of categories are added to the vocabularies.
+      until: The last moment that it knows, by which old events are told where they were not
+        kept one by one; None where there is no clock, or nothing grows.
     """
 
     columns: tuple[Mapping[str, Column], Mapping[str, Column]]
     ids: tuple[list[str], list[str]]
     old: pl.DataFrame | None
     grows: bool
+    until: int | None = None
 
     @classmethod
     def of(cls, run: Path, *, grows: bool = False) -> "Past":
         """Of a run: to read its own tables, or with `grows` those of the next."""
         columns = json.loads((run / "columns.json").read_text("utf-8"))
-        rows: dict[str, list[str]] = {"items": [], "users": []}
+        rows: dict[str, Any] = {"items": [], "users": []}
         if (run / ROWS).exists():
             rows = json.loads((run / ROWS).read_text("utf-8"))
-        old = run / (EVENTS if grows else OLD)
+        kept = run / (EVENTS if grows else OLD)
+        old = pl.read_parquet(kept) if kept.exists() else None
+        until = rows.get("until")
+        if old is not None:
+            until = int(old["time"].to_numpy().max()) or None
         return cls(
             columns=(
                 catalog.from_json(columns["items"]),
                 catalog.from_json(columns["users"]),
             ),
             ids=(rows["items"], rows["users"]),
-            old=pl.read_parquet(old) if old.exists() else None,
+            old=old,
             grows=grows,
+            until=until if grows else None,
         )
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """What tells it from another: a folder that was prepared for one is not for it."""
+        ids = hashlib.sha256(json.dumps(self.ids).encode()).hexdigest()
+        return {"until": self.until, "ids": ids}
+
+    def require(self, name: str, ids: pl.Series) -> None:
+        """Checks that `items` or `users` with weights are all there.
+
+        Raises:
+          ValueError: When one is missing from tables that are to be gone on with.
+        """
+        missing = sorted(set(self._of(name)) - set(ids))
+        if missing and self.grows:
+            raise ValueError(
+                f"The tables lack {len(missing)} of the {name} that the model knows, "
+                f"as {missing[0]!r}: its weights belong to them. Put them back, though "
+                "they are offered no more (a request's `exclude` leaves items out), or "
+                "train anew."
+            )
+
+    def order(self, name: str, ids: pl.Series) -> np.ndarray:
+        """Of `items` or `users` of a table the rows, old ones first and where they were."""
+        place = {value: row for row, value in enumerate(self._of(name))}
+        return np.argsort([place.get(value, len(place)) for value in ids], kind="stable")
+
+    def numbers(self, name: str, ids) -> np.ndarray:
+        """Which weights, from 1 on, those of a table have; new ones have the next."""
+        place = {value: row for row, value in enumerate(self._of(name), 1)}
+        new = itertools.count(len(place) + 1)
+        return np.array([place.get(one) or next(new) for one in ids], np.int32)
+
+    def _of(self, name: str) -> list[str]:
+        return self.ids[("items", "users").index(name)]
 
     def ordered(self, tables: Tables, *, user_id: bool) -> Tables:
         """Tables with the rows of old items and users where they were, new ones behind.
@@ -76,19 +121,11 @@ class Past:
         weighted = {"items": True, "users": user_id}
         found: dict[str, Any] = {}
         events = tables.interactions
-        for name, ids in zip(("items", "users"), self.ids, strict=True):
+        for name in ("items", "users"):
             table = getattr(tables, name)
-            place = {value: row for row, value in enumerate(ids)}
-            missing = sorted(place.keys() - set(table["id"]))
-            if missing and self.grows and weighted[name]:
-                raise ValueError(
-                    f"The tables lack {len(missing)} of the {name} that the model knows, "
-                    f"as {missing[0]!r}: its weights belong to them. Put them back, though "
-                    "they are offered no more (a request's `exclude` leaves items out), or "
-                    "train anew."
-                )
-            rank = [place.get(value, len(place)) for value in table["id"]]
-            order = np.argsort(rank, kind="stable")
+            if weighted[name]:
+                self.require(name, table["id"])
+            order = self.order(name, table["id"])
             row = np.empty(len(order), np.int32)
             row[order] = np.arange(len(order))
             found[name] = table[order]
@@ -102,19 +139,26 @@ class Past:
         Raises:
           ValueError: When all are.
         """
-        if self.old is None:
-            return None
         events = identified(tables).with_row_index("row")
-        on = ["user", "item", "time"]
-        rows = events.join(self.old.unique(), on=on, how="semi", nulls_equal=True)["row"]
+        if (found := self.had(events)) is None:
+            return None
         old = np.zeros(len(events), bool)
-        old[rows.to_numpy()] = True
+        old[found["row"].to_numpy()] = True
         if old.all():
             raise ValueError(
                 f"None of the {len(old)} interactions is new to the model: there is "
                 "nothing to go on with. Name tables that have later events too."
             )
         return old
+
+    def had(self, events: pl.DataFrame) -> pl.DataFrame | None:
+        """Of events as `identified` those that it had; None where it had none."""
+        if self.old is not None:
+            on = ["user", "item", "time"]
+            return events.join(self.old.unique(), on=on, how="semi", nulls_equal=True)
+        if self.until is not None:
+            return events.filter(pl.col("time") <= self.until)
+        return None
 
     def read(self, place: int, table: pl.DataFrame, kinds: Mapping[str, str]):
         """The catalog of items (0) or users (1).
@@ -167,13 +211,31 @@ def keep(tables: Tables, past: Past | None, out: Path) -> None:
     (out / OLD).unlink(missing_ok=True)
     events = identified(tables)
     kept = {EVENTS: events}
-    if past is not None and past.old is not None:
-        # Not of those who have left since.
-        kept[OLD] = past.old.join(events, on=["user", "item", "time"], how="semi")
+    # Not of those who have left since.
+    if past is not None and (old := past.had(events)) is not None:
+        kept[OLD] = old
     for name, table in kept.items():
         with atomic.replacing(out / name) as partial:
             table.write_parquet(partial)
     rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
+    atomic.write(out / ROWS, json.dumps(rows))
+
+
+def keep_rows(prepared, out: Path) -> None:
+    """As `keep`, of a run on a prepared folder: of its events the last moment.
+
+    Args:
+      prepared: What the run stands on.
+      out: Its folder.
+    """
+    for name in (EVENTS, OLD):
+        (out / name).unlink(missing_ok=True)
+    order = np.argsort(prepared.user_features["id"], kind="stable")
+    rows = {
+        "items": prepared.items.ids.tolist(),
+        "users": prepared.users.ids[order].tolist(),
+        "until": prepared.kept.until,
+    }
     atomic.write(out / ROWS, json.dumps(rows))
 
 
@@ -189,18 +251,30 @@ def base(path: Path) -> Path:
         path = path / KEPT
         whole.remove("metrics.json")
     kept = path / "config.toml"
-    if kept.exists() and config_lib.load(kept).data.prepared:
-        raise ValueError(
-            f"--from goes on from a training on tables: {path} was trained on a prepared "
-            "folder, and does not keep which events it had. Prepare and train anew."
-        )
+    prepared = kept.exists() and config_lib.load(kept).data.prepared
+    if prepared:
+        whole.remove(EVENTS)
     if missing := [name for name in whole if not (path / name).exists()]:
         raise ValueError(
             "--from names the folder of a finished run, or of a version that export wrote: "
             f"{path} lacks {missing[0]}. Train it to its end, with this version of the "
             "package."
         )
+    if prepared and Past.of(path, grows=True).until is None:
+        raise ValueError(
+            f"{path} was trained on a prepared folder without a time column: which events "
+            "it had is not known. Prepare and train anew."
+        )
     return path
+
+
+def settings(path: Path, overrides: Iterable[str]) -> config_lib.Config:
+    """Of what `--from` names, changed by a command line."""
+    kept = base(path) / "config.toml"
+    data = config_lib.load(kept).data
+    # Tables by name are the same every day; what was prepared was of its day.
+    anew = data.source or data.prepared
+    return config_lib.load(kept, overrides, without=["data"] if anew else [])
 
 
 def require_same_shape(run: Path, config: config_lib.Config) -> None:

@@ -44,6 +44,11 @@ class Prepared:
     kept: folder.Folder | None = None
 
     @property
+    def goes_on(self) -> bool:
+        """Whether its training goes on from another one."""
+        return self.old is not None or bool(self.kept and self.kept.mark)
+
+    @property
     def words(self) -> np.ndarray:
         """`[I, W]` the words of the item texts, by token; "" at padding."""
         return self.texts.words if self.texts else np.zeros((len(self.items), 0), str)

@@ -126,7 +126,9 @@ def begin(out: Path, prepared: Prepared) -> None:
     (out / "config.toml").unlink(missing_ok=True)
     (out / "metrics.json").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    if not prepared.kept:
+    if prepared.kept:
+        incremental.keep_rows(prepared, out)
+    else:
         incremental.keep(prepared.tables, prepared.past, out)
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     atomic.write(out / "schema.toml", prepared.tables.schema.to_toml())
@@ -179,7 +181,8 @@ def keep_for_later(model, run: Path, version: Path) -> None:
     place = version / incremental.KEPT
     place.mkdir(parents=True)
     for name in ("config.toml", "columns.json", incremental.ROWS, incremental.EVENTS):
-        shutil.copyfile(run / name, place / name)
+        if (run / name).exists():
+            shutil.copyfile(run / name, place / name)
     checkpoints.weights(model).write(str(place / "checkpoints" / "best"))
 
 
@@ -204,7 +207,7 @@ def load(run: Path, items: Path | None = None, backbone: Path | None = None):
 def untrained(run: Path):
     """The model of a run as it began, without the trained weights, and its data."""
     model, prepared = _made(run)
-    if prepared.old is not None:
+    if prepared.goes_on:
         incremental.begin(model, run)
     return model, prepared
 

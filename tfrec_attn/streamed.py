@@ -55,7 +55,7 @@ class Streamed(Prepared):
                     folder.shard(self._folder.root, one["number"]),
                     one["first_user"],
                     one["examples"],
-                    one["train"],
+                    one["targets"],
                     one["bytes"],
                 )
                 for one in self._folder.parts
