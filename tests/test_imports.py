@@ -33,6 +33,7 @@ ROWS = [
     ["keeper"],
     ["monitors"],
     ["fit", "ranking"],
+    ["knowledge"],
     ["incremental"],
     ["prepared"],
     ["pipeline", "building"],

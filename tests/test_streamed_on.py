@@ -10,7 +10,16 @@ from tests import killing
 from tests.small import SMALL, history
 from tests.test_prepare import epoch, shown, whole
 from tests.unordered import CUT, ITEMS, SPLITS, USERS, rows, write
-from tfrec_attn import evaluate, export, incremental, pipeline, prepare, runs, train
+from tfrec_attn import (
+    evaluate,
+    export,
+    incremental,
+    knowledge,
+    pipeline,
+    prepare,
+    runs,
+    train,
+)
 from tfrec_attn.data import blocks, partitions
 
 LATER = 2_000_000_000
@@ -102,7 +111,7 @@ def read(base, folder):
 
     sets = [f"data.prepared={json.dumps(str(folder))}"]
     found = config.load(folder / "config.toml", sets, without=["data"])
-    return streamed.prepare(found, None, incremental.Past.of(base, grows=True))
+    return streamed.prepare(found, None, knowledge.Past.of(base, grows=True))
 
 
 def tables(base, today, *sets):
@@ -110,7 +119,7 @@ def tables(base, today, *sets):
     names = dict(zip(paths(today)[::2], paths(today)[1::2], strict=True))
     data = [f"data.{name[2:]}={json.dumps(path)}" for name, path in names.items()]
     found = incremental.settings(base, [*data, *sets])
-    return pipeline.prepare(found, None, incremental.Past.of(base, grows=True))
+    return pipeline.prepare(found, None, knowledge.Past.of(base, grows=True))
 
 
 def test_the_split_is_that_of_the_tables(base, folder, today):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import atomic, backbones, incremental
+from tfrec_attn import atomic, backbones, knowledge
 from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config, flat, load, paths
 from tfrec_attn.data import catalog, folder, splits, tables
@@ -54,7 +54,7 @@ def _with_schema(config: Config, schema) -> Config:
 
 
 def prepare(
-    config: Config, out: Path | None = None, past: incremental.Past | None = None
+    config: Config, out: Path | None = None, past: knowledge.Past | None = None
 ) -> Prepared:
     """Reads, splits and encodes.
 
@@ -89,7 +89,7 @@ def prepare(
 def stored(
     config: Config,
     out: Path | None = None,
-    past: incremental.Past | None = None,
+    past: knowledge.Past | None = None,
     kind: type[Prepared] = Prepared,
 ) -> Prepared:
     """Of the folder that `data.prepared` names; arguments and errors as of `prepare`.
@@ -145,7 +145,7 @@ def _require_equal(kept: folder.Folder, name: str, value: Any, theirs: Any) -> N
         )
 
 
-def _require_from(kept: folder.Folder, past: incremental.Past | None) -> None:
+def _require_from(kept: folder.Folder, past: knowledge.Past | None) -> None:
     """Checks that a prepared folder was made for the training that reads it."""
     if past is None and kept.mark:
         raise ValueError(

@@ -116,11 +116,11 @@ def _past(base: Path, config: config_lib.Config):
     Raises:
       ValueError: It is no model to go on with, by these settings, or has no clock.
     """
-    from tfrec_attn import incremental
+    from tfrec_attn import incremental, knowledge
 
     base = incremental.base(base)
     incremental.require_same_shape(base, config)
-    past = incremental.Past.of(base, grows=True)
+    past = knowledge.Past.of(base, grows=True)
     if past.until is None:
         raise ValueError(
             f"prepare --from tells old events from new ones by time, and {base} was "

@@ -159,6 +159,7 @@ def _run(
         evaluate,
         fit,
         incremental,
+        knowledge,
         metrics,
         pipeline,
         plots,
@@ -166,11 +167,11 @@ def _run(
         streamed,
     )
 
-    past = incremental.Past.of(out) if begun else None
+    past = knowledge.Past.of(out) if begun else None
     if base and not (begun and incremental.grown(out)):
         base = incremental.base(base)
         incremental.require_same_shape(base, config)
-        past = past or incremental.Past.of(base, grows=True)
+        past = past or knowledge.Past.of(base, grows=True)
     read = streamed.prepare if config.data.prepared else pipeline.prepare
     prepared = read(config, out, past)
     if begun:
@@ -219,7 +220,7 @@ def _run(
         monitors=monitors,
     )
     best = max(h[config.train.monitor] for h in history)
-    if prepared.old is not None:
+    if prepared.goes_on:
         before = untrained[config.train.monitor]
         trained = metrics.summary(validate())[config.train.monitor]
         if before > trained:
