@@ -20,6 +20,7 @@ PUBLIC = [
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
     ["", "arrays", "atomic", "claims", "installed", "keras_binding", "labels", "user_keys"],
+    ["item_flags"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],
     ["sections", "config", "config_flags"],
@@ -32,6 +33,7 @@ ROWS = [
     ["keeper"],
     ["monitors"],
     ["fit", "ranking"],
+    ["knowledge"],
     ["incremental"],
     ["prepared"],
     ["pipeline", "building"],

@@ -16,6 +16,7 @@ from tfrec_attn import (
     export,
     fit,
     incremental,
+    knowledge,
     pipeline,
     runs,
     train,
@@ -150,7 +151,7 @@ def test_only_new_events_are_held_out_and_some_old_ones_learned_again(gone_on):
 @pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0, 0), (1.0, 77, 77)])
 def test_replay_is_the_share_of_old_targets(gone_on, share, least, most):
     config = runs.config_lib.load(gone_on / "config.toml", [f"train.replay={share}"])
-    prepared = pipeline.prepare(config, gone_on, incremental.Past.of(gone_on))
+    prepared = pipeline.prepare(config, gone_on, knowledge.Past.of(gone_on))
     old = (prepared.training().targets.time < 1_500_000_000_000).sum()
     assert least <= old <= most
     assert (prepared.frequency > 0).sum() >= 17
@@ -277,7 +278,7 @@ def test_users_without_weights_may_leave():
     frame = lambda *ids: pl.DataFrame({"id": ids, "text": [""] * len(ids)})
     events = pl.DataFrame({"user": [1, 0], "item": [0, 1]}, schema_overrides=ROW)
     given = tables.Tables(frame("i2", "i1"), frame("u3", "u2"), events, None, None)
-    past = incremental.Past(({}, {}), (["i1", "i2"], ["u1", "u2"]), None, grows=True)
+    past = knowledge.Past(({}, {}), (["i1", "i2"], ["u1", "u2"]), None, grows=True)
     found = past.ordered(given, user_id=False)
     assert found.items["id"].to_list() == ["i1", "i2"]
     assert found.users["id"].to_list() == ["u2", "u3"]

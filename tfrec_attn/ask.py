@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tfrec_attn import item_flags
 from tfrec_attn.serve.client import Client, Recommendations, ServerError, Tls
+from tfrec_attn.serve.client.calls import RECOMMEND
 
 NAME = "tfrec_attn.ask"
 
@@ -17,10 +19,7 @@ NAME = "tfrec_attn.ask"
 def parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = asking(NAME, __doc__)
-    add = parser.add_argument
-    add("--exclude", action="append", default=[], metavar="ITEM", help="repeat")
-    add("--candidate", action="append", default=[], metavar="ITEM", help="repeat")
-    add("--k", type=int, default=10, help="how many items (default: 10)")
+    item_flags.add(parser)
     return parser
 
 
@@ -98,14 +97,16 @@ def answered(
 
 def ask(client: Client, args: argparse.Namespace) -> Recommendations:
     """One call to the server."""
-    return client.recommend(
-        args.user,
-        args.history,
-        k=args.k,
-        exclude=args.exclude,
-        candidates=args.candidate,
-        profile=profile(args),
-    )
+    wanted = item_flags.Wanted.of(args)
+    if signature := client.metadata().signatures.get(RECOMMEND):
+        wanted.require_read(signature.inputs)
+    asked = {"profile": profile(args), **wanted.told()}
+    try:
+        return client.recommend(args.user, args.history, **asked)
+    except ServerError as error:
+        if flag := wanted.explained(error.message):
+            raise ValueError(flag) from error
+        raise
 
 
 def existing(path: str) -> str:

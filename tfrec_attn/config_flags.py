@@ -25,6 +25,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def require_no_config(args: argparse.Namespace) -> None:
+    """Checks that `--from`, which brings settings, stands without `--config`.
+
+    Raises:
+      ValueError: Both are given.
+    """
+    if args.base and args.config:
+        raise ValueError(
+            "--from brings the settings of the model that it names: change them by --set, "
+            f"and leave out --config. Received: --config {args.config}."
+        )
+
+
 def overrides(args: argparse.Namespace, **more: str | None) -> list[str]:
     """What they change of a config, `--set` last.
 

@@ -1,180 +1,22 @@
-"""Going on from a trained model with today's tables: what it knew, and how that grows."""
+"""Going on from a trained model with today's tables: its settings, and how it grows."""
 
-import dataclasses
-import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 import tensorflow as tf
 
-from tfrec_attn import atomic, checkpoints
+from tfrec_attn import checkpoints
 from tfrec_attn import config as config_lib
-from tfrec_attn.data import catalog
-from tfrec_attn.data.catalog import Column
-from tfrec_attn.data.tables import Tables
+from tfrec_attn.knowledge import EVENTS, ROWS, Past
 
-# Of a run: ids by row, and its events. Of a run that went on: the events before it, the
-# weights it began with, and which of them are not of its own.
-ROWS, EVENTS, OLD = "rows.json", "events.parquet", "old_events.parquet"
+# Of a run that went on: the weights it began with, and which of them are not of its own.
 START, KNOWN = "start", "start-known"
 # In a version folder, where a server does not look.
 KEPT = Path("assets.extra") / "run"
 # What a model is, which cannot change while its weights are kept.
 SHAPE = ("model.", "scorer.", "text.", "schema.", "bert.tuning", "bert.size", "examples.h")
-
-
-@dataclasses.dataclass(frozen=True)
-class Past:
-    """What an earlier training knew, by which later tables are read.
-
-    Attributes:
-      columns: Of items and of users, as they were learned.
-      ids: Of items and of users, by row.
-      old: `user`, `item` ids and `time` of events that are never held out; None where all
-        may be.
-      grows: Whether new values of categories are added to the vocabularies.
-    """
-
-    columns: tuple[Mapping[str, Column], Mapping[str, Column]]
-    ids: tuple[list[str], list[str]]
-    old: pl.DataFrame | None
-    grows: bool
-
-    @classmethod
-    def of(cls, run: Path, *, grows: bool = False) -> "Past":
-        """Of a run: to read its own tables, or with `grows` those of the next."""
-        columns = json.loads((run / "columns.json").read_text("utf-8"))
-        rows: dict[str, list[str]] = {"items": [], "users": []}
-        if (run / ROWS).exists():
-            rows = json.loads((run / ROWS).read_text("utf-8"))
-        old = run / (EVENTS if grows else OLD)
-        return cls(
-            columns=(
-                catalog.from_json(columns["items"]),
-                catalog.from_json(columns["users"]),
-            ),
-            ids=(rows["items"], rows["users"]),
-            old=pl.read_parquet(old) if old.exists() else None,
-            grows=grows,
-        )
-
-    def ordered(self, tables: Tables, *, user_id: bool) -> Tables:
-        """Tables with the rows of old items and users where they were, new ones behind.
-
-        Args:
-          tables: As they were read.
-          user_id: Whether users have weights of their own, and items always.
-
-        Raises:
-          ValueError: When one with weights is missing from tables that are to be gone on
-            with.
-        """
-        weighted = {"items": True, "users": user_id}
-        found: dict[str, Any] = {}
-        events = tables.interactions
-        for name, ids in zip(("items", "users"), self.ids, strict=True):
-            table = getattr(tables, name)
-            place = {value: row for row, value in enumerate(ids)}
-            missing = sorted(place.keys() - set(table["id"]))
-            if missing and self.grows and weighted[name]:
-                raise ValueError(
-                    f"The tables lack {len(missing)} of the {name} that the model knows, "
-                    f"as {missing[0]!r}: its weights belong to them. Put them back, though "
-                    "they are offered no more (a request's `exclude` leaves items out), or "
-                    "train anew."
-                )
-            rank = [place.get(value, len(place)) for value in table["id"]]
-            order = np.argsort(rank, kind="stable")
-            row = np.empty(len(order), np.int32)
-            row[order] = np.arange(len(order))
-            found[name] = table[order]
-            column = name.removesuffix("s")
-            events = events.with_columns(pl.Series(column, row[events[column].to_numpy()]))
-        return dataclasses.replace(tables, interactions=events, **found)
-
-    def is_old(self, tables: Tables) -> np.ndarray | None:
-        """`[interactions]` bool, None where none is.
-
-        Raises:
-          ValueError: When all are.
-        """
-        if self.old is None:
-            return None
-        events = identified(tables).with_row_index("row")
-        on = ["user", "item", "time"]
-        rows = events.join(self.old.unique(), on=on, how="semi", nulls_equal=True)["row"]
-        old = np.zeros(len(events), bool)
-        old[rows.to_numpy()] = True
-        if old.all():
-            raise ValueError(
-                f"None of the {len(old)} interactions is new to the model: there is "
-                "nothing to go on with. Name tables that have later events too."
-            )
-        return old
-
-    def read(self, place: int, table: pl.DataFrame, kinds: Mapping[str, str]):
-        """The catalog of items (0) or users (1).
-
-        Raises:
-          ValueError: When the columns are others.
-        """
-        learned = self.columns[place]
-        if not self.grows:
-            return catalog.make(table, kinds, learned)
-        fresh = catalog.make(table, kinds).columns
-        name = ("items", "users")[place]
-        for column in sorted(fresh.keys() ^ learned.keys()):
-            here, there = ("lack", "has") if column in learned else ("have", "lacks")
-            raise ValueError(
-                f"The {name} {here} the column {column!r}, which the model {there}: its "
-                "weights belong to its columns. Name the same ones, or train anew."
-            )
-        return catalog.make(
-            table, kinds, {name: _grown(learned[name], fresh[name]) for name in learned}
-        )
-
-
-def _grown(learned: Column, fresh: Column) -> Column:
-    known = set(learned.vocabulary)
-    new = tuple(value for value in fresh.vocabulary if value not in known)
-    return dataclasses.replace(learned, vocabulary=learned.vocabulary + new)
-
-
-def identified(tables: Tables) -> pl.DataFrame:
-    """What tells the events of tables apart whatever their order: `user`, `item` ids and
-    `time`; 0 where there is no clock."""
-    events = tables.interactions
-    ids = lambda table, rows: table["id"].gather(events[rows])
-    clock = bool(tables.schema.interactions.time)
-    return pl.DataFrame(
-        {
-            "user": ids(tables.users, "user"),
-            "item": ids(tables.items, "item"),
-            "time": events["time"]
-            if clock
-            else pl.zeros(len(events), pl.Int64, eager=True),
-        }
-    )
-
-
-def keep(tables: Tables, past: Past | None, out: Path) -> None:
-    """Writes what a later run needs to go on from this one, and what this one needs of the
-    run before it."""
-    (out / OLD).unlink(missing_ok=True)
-    events = identified(tables)
-    kept = {EVENTS: events}
-    if past is not None and past.old is not None:
-        # Not of those who have left since.
-        kept[OLD] = past.old.join(events, on=["user", "item", "time"], how="semi")
-    for name, table in kept.items():
-        with atomic.replacing(out / name) as partial:
-            table.write_parquet(partial)
-    rows = {name: getattr(tables, name)["id"].to_list() for name in ("items", "users")}
-    atomic.write(out / ROWS, json.dumps(rows))
 
 
 def base(path: Path) -> Path:
@@ -189,18 +31,30 @@ def base(path: Path) -> Path:
         path = path / KEPT
         whole.remove("metrics.json")
     kept = path / "config.toml"
-    if kept.exists() and config_lib.load(kept).data.prepared:
-        raise ValueError(
-            f"--from goes on from a training on tables: {path} was trained on a prepared "
-            "folder, and does not keep which events it had. Prepare and train anew."
-        )
+    prepared = kept.exists() and config_lib.load(kept).data.prepared
+    if prepared:
+        whole.remove(EVENTS)
     if missing := [name for name in whole if not (path / name).exists()]:
         raise ValueError(
             "--from names the folder of a finished run, or of a version that export wrote: "
             f"{path} lacks {missing[0]}. Train it to its end, with this version of the "
             "package."
         )
+    if prepared and Past.of(path, grows=True).until is None:
+        raise ValueError(
+            f"{path} was trained on a prepared folder without a time column: which events "
+            "it had is not known. Prepare and train anew."
+        )
     return path
+
+
+def settings(path: Path, overrides: Iterable[str]) -> config_lib.Config:
+    """Of what `--from` names, changed by a command line."""
+    kept = base(path) / "config.toml"
+    data = config_lib.load(kept).data
+    # Tables by name are the same every day; what was prepared was of its day.
+    anew = data.source or data.prepared
+    return config_lib.load(kept, overrides, without=["data"] if anew else [])
 
 
 def require_same_shape(run: Path, config: config_lib.Config) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import atomic, backbones, incremental
+from tfrec_attn import atomic, backbones, knowledge
 from tfrec_attn.arrays import stacked
 from tfrec_attn.config import Config, flat, load, paths
 from tfrec_attn.data import catalog, folder, splits, tables
@@ -54,7 +54,7 @@ def _with_schema(config: Config, schema) -> Config:
 
 
 def prepare(
-    config: Config, out: Path | None = None, past: incremental.Past | None = None
+    config: Config, out: Path | None = None, past: knowledge.Past | None = None
 ) -> Prepared:
     """Reads, splits and encodes.
 
@@ -89,7 +89,7 @@ def prepare(
 def stored(
     config: Config,
     out: Path | None = None,
-    past: incremental.Past | None = None,
+    past: knowledge.Past | None = None,
     kind: type[Prepared] = Prepared,
 ) -> Prepared:
     """Of the folder that `data.prepared` names; arguments and errors as of `prepare`.
@@ -100,13 +100,16 @@ def stored(
     """
     kept = folder.Folder.of(Path(config.data.prepared or ""))
     _require_same(config, kept)
+    _require_from(kept, past)
     whole = kind is Prepared
     found = kept.tables(with_events=whole)
     _require_several(found)
     config = _with_schema(config, found.schema)
     split = kept.split(with_rows=whole)
-    counts = kept.counts["train"]
-    return _made(kind, config, found, split, counts, counts, out=out, past=past, kept=kept)
+    counts, targets = kept.counts["train"], kept.counts["learned"]
+    if past and config.model.user_id:
+        past.require("users", found.users["id"])
+    return _made(kind, config, found, split, counts, targets, out=out, past=past, kept=kept)
 
 
 def _require_several(found: tables.Tables) -> None:
@@ -127,12 +130,34 @@ def _require_same(config: Config, kept: folder.Folder) -> None:
             continue
         theirs = flat(its.model_dump(mode="json"))
         for setting, value in plain(mine).items():
-            if theirs.get(setting) != value:
-                raise ValueError(
-                    f"{name.removesuffix('_')}.{setting} is {value!r}, and {kept.root} was "
-                    f"prepared with {theirs.get(setting)!r}: leave the setting out, or "
-                    "prepare anew."
-                )
+            _require_equal(kept, f"{name.removesuffix('_')}.{setting}", value, theirs)
+    if kept.mark:
+        theirs = made.train.model_dump()
+        _require_equal(kept, "train.replay", config.train.replay, theirs)
+
+
+def _require_equal(kept: folder.Folder, name: str, value: Any, theirs: Any) -> None:
+    was = theirs.get(name.partition(".")[2])
+    if was != value:
+        raise ValueError(
+            f"{name} is {value!r}, and {kept.root} was prepared with {was!r}: leave the "
+            "setting out, or prepare anew."
+        )
+
+
+def _require_from(kept: folder.Folder, past: knowledge.Past | None) -> None:
+    """Checks that a prepared folder was made for the training that reads it."""
+    if past is None and kept.mark:
+        raise ValueError(
+            f"{kept.root} was prepared to go on from a trained model, and holds out events "
+            "alone that are new to it: name the model by --from, or prepare without --from."
+        )
+    if past and past.grows and kept.mark != past.mark:
+        raise ValueError(
+            f"{kept.root} was not prepared to go on from this model, so that it may hold "
+            "out what the model was trained on. Prepare with the same --from: python -m "
+            "tfrec_attn.prepare --from RUN_OR_VERSION."
+        )
 
 
 def _made(
@@ -168,6 +193,9 @@ def _made(
     # An item without a training event has no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
     user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
+    if past and "kept" in more:
+        # In a prepared folder users are in an order of its own.
+        user_features["id"] = past.numbers("users", users.ids)
     prepared = make(
         config,
         found,

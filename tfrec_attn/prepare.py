@@ -46,13 +46,19 @@ FEWEST, EVENTS_OF_A_PART = 16, 2_000_000
 EVENT = 32
 
 
-def run(config: config_lib.Config, out: Path, beam_flags: list[str]) -> dict[str, Any]:
+def run(
+    config: config_lib.Config,
+    out: Path,
+    beam_flags: list[str],
+    base: Path | None = None,
+) -> dict[str, Any]:
     """Checks, divides and cuts; returns what `prepared.json` says of it.
 
     Args:
       config: Tables, schema, split and examples.
       out: The folder to be made.
       beam_flags: Beam's pipeline options.
+      base: A run or a version that a training is to go on from.
 
     Raises:
       ValueError: When something is wrong with the config, the tables or the folder.
@@ -60,6 +66,7 @@ def run(config: config_lib.Config, out: Path, beam_flags: list[str]) -> dict[str
     """
     beam = _beam()
     _require(config, out)
+    past = _past(base, config) if base else None
     items, users, _ = config_lib.paths(config)
     files, sample = _sample(config)
     schema, known_items, known_users = tables.read_both(
@@ -72,11 +79,18 @@ def run(config: config_lib.Config, out: Path, beam_flags: list[str]) -> dict[str
         tables.settle(bad, "stop", out / "rejects.csv")
     tables.require_left(str(items), known_items.frame.height, bad)
     plan = _plan(config, schema, out, files, sample)
+    item_rows = known_items.frame
+    if past:
+        past.require("items", item_rows["id"])
+        item_rows = item_rows[past.order("items", item_rows["id"])]
+        train = config.train
+        more = {"until": past.until, "replay": train.replay, "seed": train.seed}
+        plan = dataclasses.replace(plan, **more)
     preparing.begin(plan)
-    known_items.frame.write_parquet(out / "items.parquet")
+    item_rows.write_parquet(out / "items.parquet")
     try:
         _pipeline(beam, plan, files, beam_flags)
-        return _finish(config, plan, known_users.frame, bad)
+        return _finish(config, plan, known_users.frame, bad, past.mark if past else None)
     finally:
         shutil.rmtree(plan.scratch)
 
@@ -94,6 +108,26 @@ def _beam():
     finally:
         logging.disable(logging.NOTSET)
     return apache_beam
+
+
+def _past(base: Path, config: config_lib.Config):
+    """What the model knows that is gone on with, by which its old events are told apart.
+
+    Raises:
+      ValueError: It is no model to go on with, by these settings, or has no clock.
+    """
+    from tfrec_attn import incremental, knowledge
+
+    base = incremental.base(base)
+    incremental.require_same_shape(base, config)
+    past = knowledge.Past.of(base, grows=True)
+    if past.until is None:
+        raise ValueError(
+            f"prepare --from tells old events from new ones by time, and {base} was "
+            "trained without a time column. Go on with tables: train --from "
+            "--interactions."
+        )
+    return past
 
 
 def _require(config: config_lib.Config, out: Path) -> None:
@@ -212,7 +246,9 @@ def _pipeline(beam, plan: preparing.Plan, files: list[Path], flags: list[str]) -
         raise OSError(f"the pipeline failed: {lines[-1] if lines else error}") from error
 
 
-def _finish(config, plan: preparing.Plan, known_users, entity_rejects) -> dict[str, Any]:
+def _finish(
+    config, plan: preparing.Plan, known_users, entity_rejects, mark: dict | None
+) -> dict[str, Any]:
     """Puts together what the parts say, and writes the manifest last."""
     facts = json.loads((plan.scratch / preparing.FACTS).read_text("utf-8"))
     if faults := facts["faults"]:
@@ -229,15 +265,22 @@ def _finish(config, plan: preparing.Plan, known_users, entity_rejects) -> dict[s
     splits.require_folds(name, {fold: total(fold) for fold in partitions.FOLDS}, every)
     users = tables.add_users(known_users, preparing.users(plan, numbers))
     _write_users(users, preparing.users(plan, numbers), plan.out / "users.parquet")
-    positive: Any = {fold: counts[fold] for fold in partitions.FOLDS}
+    positive: Any = {name: counts[name] for name in (*partitions.FOLDS, "learned")}
     np.savez(plan.out / "counts.npz", **positive)
+    digest = hashlib.sha256("".join(part["digest"] for part in parts).encode())
+    promise = splits.PROMISES[name]
+    if mark:
+        digest.update(json.dumps([mark, plan.replay, plan.seed]).encode())
+        promise += splits.GOING_ON
     made = {
         "version": folder.VERSION,
-        "digest": hashlib.sha256("".join(p["digest"] for p in parts).encode()).hexdigest(),
+        "digest": digest.hexdigest(),
+        "from": mark,
+        "until": facts["last"],
         "schema": config.schema_.model_dump(mode="json"),
         "split": {
             "name": name,
-            "promise": splits.PROMISES[name],
+            "promise": promise,
             "users_only_in_training": total("users_only_in_training"),
             "users_not_in_training": total("users_not_in_training"),
             "items_not_in_training": int((counts["asked"] & ~counts["seen"]).sum()),
@@ -278,7 +321,24 @@ def parser() -> argparse.ArgumentParser:
     )
     config_flags.add(p)
     p.add_argument("--out", required=True, type=Path, help="folder to be made")
+    p.add_argument(
+        "--from",
+        dest="base",
+        type=Path,
+        metavar="RUN_OR_VERSION",
+        help="for a training that goes on from this model, by its settings",
+    )
     return p
+
+
+def _settings(args: argparse.Namespace) -> config_lib.Config:
+    overrides = config_flags.overrides(args)
+    if not args.base:
+        return config_lib.load(args.config, overrides)
+    from tfrec_attn import incremental
+
+    config_flags.require_no_config(args)
+    return incremental.settings(args.base, overrides)
 
 
 def main(argv=None) -> int:
@@ -288,8 +348,7 @@ def main(argv=None) -> int:
     # A worker's fault is told once, by the command.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
-        config = config_lib.load(args.config, config_flags.overrides(args))
-        made = run(config, args.out, beam_flags)
+        made = run(_settings(args), args.out, beam_flags, args.base)
     except (OSError, ValueError) as error:
         print(f"tfrec_attn.prepare: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn import incremental
+from tfrec_attn import knowledge
 from tfrec_attn.config import Config
 from tfrec_attn.data import catalog, examples, folder, splits, tables
 from tfrec_attn.labels import LABELS
@@ -39,9 +39,14 @@ class Prepared:
     user_features: dict[str, np.ndarray]
     texts: texts.Tokens | None
     frequency: np.ndarray
-    past: incremental.Past | None = None
+    past: knowledge.Past | None = None
     old: np.ndarray | None = None
     kept: folder.Folder | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its training goes on from another one."""
+        return self.old is not None or bool(self.kept and self.kept.mark)
 
     @property
     def words(self) -> np.ndarray:

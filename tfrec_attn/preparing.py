@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Plan:
       length, count: See `examples.make`.
       positive: `[labels]` bool.
       stop: Whether a bad row ends the work.
+      until: The last moment that the model knows which is gone on with; None where none is.
+      replay, seed: Of the events until then the share that is learned again, and by what
+        chance.
     """
 
     out: Path
@@ -56,6 +59,9 @@ class Plan:
     count: int
     positive: tuple[bool, ...]
     stop: bool
+    until: int | None = None
+    replay: float = 0.0
+    seed: int = 0
 
     @property
     def scratch(self) -> Path:
@@ -76,6 +82,9 @@ class Checked:
       kept, bad: How many rows.
       pieces: Part, and begin and end in the file of the rows.
       fault: Why it could not be read; "" where it could.
+      new: How many of the kept rows are later than what the model knows; all, where none is
+        gone on with.
+      last: The last moment of the kept rows; None where there are none.
     """
 
     key: Key
@@ -83,6 +92,8 @@ class Checked:
     bad: int = 0
     pieces: tuple[tuple[int, int, int], ...] = ()
     fault: str = ""
+    new: int = 0
+    last: int | None = None
 
 
 @functools.cache
@@ -112,12 +123,15 @@ def check(plan: Plan, block: blocks.Block) -> Checked:
     frame = found.frame.with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64))
     frame, bounds = partitions.scattered(frame, plan.parts)
     frame.write_ipc(plan.file("rows", key))
+    times = frame["time"].to_numpy()
     pieces = zip(range(plan.parts), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
     return Checked(
         key,
         kept=frame.height,
         bad=rejects.count_rows(found.rejects),
         pieces=tuple(piece for piece in pieces if piece[1] < piece[2]),
+        new=int(partitions.is_new(times, plan.until).sum()),
+        last=int(times.max()) if len(times) else None,
     )
 
 
@@ -180,15 +194,33 @@ def summed(plan: Plan, found: Iterable[Checked]) -> Facts:
     bad = sum(one.bad for one in ordered)
     faults = tuple(one.fault for one in ordered if one.fault)
     stopped = bool(faults) or (plan.stop and bad > 0) or not sum(kept)
+    new = sum(one.new for one in ordered)
+    if not (stopped or new):
+        faults, stopped = (_NOTHING_NEW.format(sum(kept)),), True
     cuts = None
     if plan.shares and not stopped:
-        rows = [pl.scan_ipc(plan.file("rows", one.key)) for one in ordered if one.kept]
-        times = lambda: (one.select("time").collect()["time"].to_numpy() for one in rows)
-        cuts = partitions.cuts(times, sum(kept), *plan.shares)
+        some = [one for one in ordered if one.new]
+        cuts = partitions.cuts(lambda: _times(plan, some), new, *plan.shares)
     keys = [one.key for one in ordered]
-    text = json.dumps({"kept": sum(kept), "bad": bad, "faults": faults})
+    last = max((one.last for one in ordered if one.last is not None), default=None)
+    told = {"kept": sum(kept), "bad": bad, "faults": faults}
+    text = json.dumps(told | {"last": last if plan.schema.time else None})
     (plan.scratch / FACTS).write_text(text, "utf-8")
     return Facts(dict(zip(keys, first, strict=True)), cuts, stopped)
+
+
+_NOTHING_NEW = (
+    "None of the {} interactions is later than those that the model knows: there is "
+    "nothing to go on with. Name tables that have later events too."
+)
+
+
+def _times(plan: Plan, found: Iterable[Checked]) -> Iterator[np.ndarray]:
+    """Of the new events, block by block."""
+    for one in found:
+        rows = pl.scan_ipc(plan.file("rows", one.key)).select("time")
+        time = rows.collect()["time"].to_numpy()
+        yield time[partitions.is_new(time, plan.until)]
 
 
 def blocks_of(plan: Plan, file: tuple[int, str]) -> list[blocks.Block]:
@@ -227,17 +259,25 @@ def cut(
         rows = pl.scan_ipc(plan.file("rows", key))
         frame = rows.slice(begin, end - begin).collect()
         frames.append(frame.with_columns(pl.col("row") + facts.first[key]))
-    part = partitions.ordered(pl.concat(frames), facts.cuts)
-    past = part.of("train")
-    made = examples.make(past, past, length=plan.length, count=plan.count)
+    part = partitions.ordered(pl.concat(frames), facts.cuts, plan.until)
+    past, positive = part.of("train"), np.array(plan.positive)
+    goal = past
+    if plan.until is not None:
+        wanted = partitions.learned(past, plan.until, plan.replay, (plan.seed, number))
+        goal = past.take(np.flatnonzero(wanted))
+        # Of a user without a target nothing is read.
+        past = past.take(np.flatnonzero(np.isin(past.user, goal.user)))
+    made = examples.make(past, goal, length=plan.length, count=plan.count)
     sums = {
         "examples": len(made),
+        "targets": made.n_targets,
         "bytes": shards.write(partitions.records(made), folder.shard(plan.out, number)),
         "digest": folder.write_events(part, folder.events(plan.out, number)),
     }
-    positive = np.array(plan.positive)
     counted = partitions.counted(part, positive, _items(plan.out).height)
     place = plan.scratch / f"part-{number:05d}"
+    liked = goal.item[positive[goal.feedback]]
+    counted["arrays"]["learned"] = np.bincount(liked, minlength=_items(plan.out).height)
     np.savez(place.with_suffix(".npz"), **counted["arrays"])
     part.users.to_frame("id").write_ipc(place.with_suffix(".arrow"))
     # The last of a part's files, by which it is known to be whole.

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tfrec_attn import claims
+from tfrec_attn import claims, item_flags
 
 NAME = "tfrec_attn.recommend"
 logger = logging.getLogger(NAME)
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", type=Path, required=True, help="what export wrote; its latest version")
     add("--users", type=Path, required=True, help="table of users: a file or a folder")
     add("--out", type=Path, required=True, help="folder of the answers")
-    add("--k", type=int, default=10, help="items a user (default: 10)")
+    item_flags.add(parser)
     add("--user-column", default="user_id", help="column of the ids (default: user_id)")
     add("--columns", nargs="*", help="other columns to take (default: all)")
     add("--users-per-shard", type=int, default=100_000, help="default: %(default)s")
@@ -46,11 +46,13 @@ def run(args: argparse.Namespace, beam_options: list[str]) -> dict[str, int]:
     from tfrec_attn.bulk import intake, shards, version
 
     _check(args, beam_options)
+    wanted = item_flags.Wanted.of(args).told()
     path = version.folder(args.model)
     asked = {
         "version": version.digest(path),
         "users": intake.digest(args.users),
-        "k": args.k,
+        **dict.fromkeys(item_flags.NAMES),
+        **wanted,
         "user_column": args.user_column,
         "columns": args.columns if args.columns is None else sorted(args.columns),
         "users_per_shard": args.users_per_shard,
@@ -91,7 +93,10 @@ def _taken(args, folder, asked: dict[str, Any], loaded) -> dict[str, Any]:
     from tfrec_attn.bulk import intake
     from tfrec_attn.bulk.asked import Reading
 
-    reading = Reading(args.user_column, loaded.profile, loaded.times, args.columns)
+    loaded.require(item_flags.Wanted.of(args))
+    reading = Reading(
+        args.user_column, loaded.profile, loaded.times, args.columns, loaded.rules
+    )
     count, rejected = intake.split(
         args.users,
         reading,
@@ -106,10 +111,11 @@ def _taken(args, folder, asked: dict[str, Any], loaded) -> dict[str, Any]:
 
 def _here(args, folder, todo: list[int], rows: list[int], loaded) -> None:
     """One shard after another in this process, with a bar over all users."""
+    wanted = item_flags.Wanted.of(args)
     done = sum(rows) - sum(rows[number] for number in todo)
     with tqdm(total=sum(rows), initial=done, unit="user") as bar:
         for number in todo:
-            loaded.shard(folder, number, args.k, args.batch, bar.update)
+            loaded.shard(folder, number, wanted, args.batch, bar.update)
 
 
 def _on_runner(args, path: Path, todo: list[int], options: list[str]) -> None:
@@ -119,7 +125,8 @@ def _on_runner(args, path: Path, todo: list[int], options: list[str]) -> None:
         raise ValueError("--runner needs pip install 'tfrec-attn[beam]'.") from error
     logger.info("%d shards on %s", len(todo), args.runner)
     given = [f"--runner={args.runner}", *options]
-    beam.run(path, args.out, todo, k=args.k, batch=args.batch, options=given)
+    wanted = item_flags.Wanted.of(args)
+    beam.run(path, args.out, todo, wanted=wanted, batch=args.batch, options=given)
 
 
 def _check(args: argparse.Namespace, beam_options: list[str]) -> None:

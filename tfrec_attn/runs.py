@@ -22,6 +22,7 @@ from tfrec_attn import (
     claims,
     fit,
     incremental,
+    knowledge,
     pipeline,
 )
 from tfrec_attn import config as config_lib
@@ -126,8 +127,10 @@ def begin(out: Path, prepared: Prepared) -> None:
     (out / "config.toml").unlink(missing_ok=True)
     (out / "metrics.json").unlink(missing_ok=True)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    if not prepared.kept:
-        incremental.keep(prepared.tables, prepared.past, out)
+    if prepared.kept:
+        knowledge.keep_rows(prepared, out)
+    else:
+        knowledge.keep(prepared.tables, prepared.past, out)
     plain = prepared.config.model_dump(mode="json", by_alias=True, exclude_none=True)
     atomic.write(out / "schema.toml", prepared.tables.schema.to_toml())
     write_json(
@@ -174,12 +177,13 @@ def keep_bert(out: Path, prepared: Prepared, bert) -> None:
 def keep_for_later(model, run: Path, version: Path) -> None:
     """Puts into a version folder what `train --from` needs of its model and run, where the
     run has it: earlier versions of the package did not keep it."""
-    if not (run / incremental.ROWS).exists():
+    if not (run / knowledge.ROWS).exists():
         return
     place = version / incremental.KEPT
     place.mkdir(parents=True)
-    for name in ("config.toml", "columns.json", incremental.ROWS, incremental.EVENTS):
-        shutil.copyfile(run / name, place / name)
+    for name in ("config.toml", "columns.json", knowledge.ROWS, knowledge.EVENTS):
+        if (run / name).exists():
+            shutil.copyfile(run / name, place / name)
     checkpoints.weights(model).write(str(place / "checkpoints" / "best"))
 
 
@@ -204,7 +208,7 @@ def load(run: Path, items: Path | None = None, backbone: Path | None = None):
 def untrained(run: Path):
     """The model of a run as it began, without the trained weights, and its data."""
     model, prepared = _made(run)
-    if prepared.old is not None:
+    if prepared.goes_on:
         incremental.begin(model, run)
     return model, prepared
 
@@ -218,7 +222,7 @@ def _made(run: Path, items: Path | None = None, backbone: Path | None = None):
     config = config_lib.load(run / "config.toml", _with_backbone(run, backbone))
     # The texts that the run keeps are encoded by its own BERT.
     place = None if backbone else run
-    prepared = pipeline.prepare(config, place, incremental.Past.of(run))
+    prepared = pipeline.prepare(config, place, knowledge.Past.of(run))
     _require_same_tables(run, prepared)
     if items is not None:
         prepared = pipeline.with_items(prepared, items)

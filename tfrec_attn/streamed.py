@@ -13,14 +13,14 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn import incremental, pipeline
+from tfrec_attn import knowledge, pipeline
 from tfrec_attn.config import Config
 from tfrec_attn.data import examples, folder, partitions, shards
 from tfrec_attn.prepared import Prepared, drawn
 
 
 def prepare(
-    config: Config, out: Path | None = None, past: incremental.Past | None = None
+    config: Config, out: Path | None = None, past: knowledge.Past | None = None
 ) -> "Streamed":
     """As `pipeline.prepare`, of the folder that `data.prepared` names."""
     return cast(Streamed, pipeline.stored(config, out, past, Streamed))
@@ -55,7 +55,7 @@ class Streamed(Prepared):
                     folder.shard(self._folder.root, one["number"]),
                     one["first_user"],
                     one["examples"],
-                    one["train"],
+                    one["targets"],
                     one["bytes"],
                 )
                 for one in self._folder.parts

@@ -58,12 +58,8 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
     Raises:
       ValueError: See `config.load`; when `--from` and `--config` are both given.
     """
+    config_flags.require_no_config(args)
     path = args.config
-    if args.base and path:
-        raise ValueError(
-            "--from brings the settings of the model that it names: change them by --set, "
-            f"and leave out --config. Received: --config {path}."
-        )
     if args.resume and not (path or args.items or args.interactions or args.prepared):
         path = Path(args.out) / "config.toml"
         if not path.exists():
@@ -82,13 +78,11 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
         train__strategy=args.strategy,
         train__data_service=args.data_service,
     )
-    if args.base:
+    # What was prepared for it has the settings of the model already.
+    if args.base and not args.prepared:
         from tfrec_attn import incremental
 
-        path = incremental.base(args.base) / "config.toml"
-        # Tables by name are the same every day.
-        source = config_lib.load(path).data.source
-        return config_lib.load(path, overrides, without=["data"] if source else [])
+        return incremental.settings(args.base, overrides)
     # What is prepared brings its tables.
     without = ["data"] if args.prepared else []
     return config_lib.load(path, overrides, without=without)
@@ -170,6 +164,7 @@ def _run(
         evaluate,
         fit,
         incremental,
+        knowledge,
         metrics,
         pipeline,
         plots,
@@ -177,11 +172,11 @@ def _run(
         streamed,
     )
 
-    past = incremental.Past.of(out) if begun else None
+    past = knowledge.Past.of(out) if begun else None
     if base and not (begun and incremental.grown(out)):
         base = incremental.base(base)
         incremental.require_same_shape(base, config)
-        past = past or incremental.Past.of(base, grows=True)
+        past = past or knowledge.Past.of(base, grows=True)
     read = streamed.prepare if config.data.prepared else pipeline.prepare
     prepared = read(config, out, past)
     if begun:
@@ -204,7 +199,7 @@ def _run(
     model.warm_up()
     if base and not incremental.grown(out):
         incremental.grow(model, base, out)
-    if prepared.old is not None:
+    if prepared.goes_on:
         incremental.begin(model, out)
     most = config.train.validation_queries
     validate = distribution.by_chief(
@@ -230,7 +225,7 @@ def _run(
         monitors=monitors,
     )
     best = max(h[config.train.monitor] for h in history)
-    if prepared.old is not None:
+    if prepared.goes_on:
         before = untrained[config.train.monitor]
         trained = metrics.summary(validate())[config.train.monitor]
         if before > trained:

@@ -58,6 +58,7 @@ def test_every_format_says_the_same(tmp_path, kind):
         "time": 1000000003000,
         "user_age": "30",
         "user_kinds": "x|y",
+        **dict.fromkeys(asked.RULES),
     }
     empty = dict.fromkeys(first) | {"user_age": "", "user_kinds": ""}
     assert second == empty | {"user_id": "u8"}
@@ -104,6 +105,46 @@ def test_a_row_that_breaks_a_rule_is_named(tmp_path, row, column, rule):
     (line,) = found.rejects.unique("column").rows(named=True)
     assert (line["line"], line["column"]) == (3, column)
     assert line["rule"].startswith(rule)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "rule"),
+    [
+        ("a,p>=1,,", "boost", "must have one entry for each number of boost_by"),
+        ("a,,0.5,", "boost_by", "must have one entry for each condition of boost"),
+        ("a,p>=1,0.5|2,", "boost_by", "must have one entry for each condition of boost"),
+        ("a,p>=1,much,", "boost_by", "is not a number"),
+        ("a,,,1.5", "diversity", "must be from 0 to 1"),
+        ("a,,,-0.1", "diversity", "must be from 0 to 1"),
+        ("a,,,some", "diversity", "is not a number"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_about_items_is_named(tmp_path, row, column, rule):
+    reading = READING._replace(rules=asked.RULES)
+    head = "user_id,boost,boost_by,diversity\n"
+    found = read(tmp_path / "u.csv", f"{head}good,p>=1|2,0.5,0.2\n{row}\n", reading)
+    (good,) = found.frame.select("user_id", "boost", "boost_by", "diversity").rows()
+    assert good == ("good", ["p>=1|2"], [0.5], 0.2)
+    assert (column, rule) in found.rejects.select("column", "rule").rows()
+
+
+@pytest.mark.parametrize("given", [["boost"], ["boost_by"]])
+def test_a_boost_needs_both_of_its_columns(tmp_path, given):
+    values = {"boost": [["p>=1"], []], "boost_by": [[0.5], []]}
+    content = {"user_id": ["a", "b"], **{name: values[name] for name in given}}
+    reading = READING._replace(rules=asked.RULES)
+    found = read(tmp_path / "u.parquet", content, reading)
+    assert found.frame["user_id"].to_list() == ["b"]
+    assert found.rejects["column"].to_list() == given
+
+
+def test_rules_are_read_only_by_a_version_that_has_them(tmp_path):
+    content = "user_id,require,diversity\na,p>=1,0.5\n"
+    with pytest.raises(ValueError, match="column 'require' is nothing that the model"):
+        read(tmp_path / "u.csv", content)
+    reading = READING._replace(rules=["require", "forbid", "boost", "boost_by"])
+    with pytest.raises(ValueError, match="column 'diversity' is nothing that the model"):
+        read(tmp_path / "u.csv", content, reading)
 
 
 @pytest.mark.parametrize(

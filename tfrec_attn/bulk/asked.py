@@ -22,6 +22,9 @@ IDS, LABELLED, TIMES, TIME = (
     "history_time",
     "time",
 )
+# Of a request to a version whose export had index.filters or index.diversity.
+CONDITIONS, BOOST_BY, DIVERSITY = ("require", "forbid", "boost"), "boost_by", "diversity"
+RULES = (*CONDITIONS, BOOST_BY, DIVERSITY)
 NAMES = (*IDS, LABELLED, TIMES, TIME)
 _LIST = pl.List(pl.String)
 SCHEMA: dict[str, Any] = {
@@ -31,6 +34,9 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys((*IDS, LABELLED), _LIST),
     TIMES: pl.List(pl.Int64),
     TIME: pl.Int64,
+    **dict.fromkeys(CONDITIONS, _LIST),
+    BOOST_BY: pl.List(pl.Float64),
+    DIVERSITY: pl.Float64,
 }
 
 
@@ -42,12 +48,14 @@ class Reading(NamedTuple):
       profile: Columns of the users that the model reads.
       times: Those of them that are times.
       wanted: The columns to take; None takes all.
+      rules: Those of `RULES` that the version reads.
     """
 
     user: str
     profile: Collection[str]
     times: Collection[str] = ()
     wanted: Collection[str] | None = None
+    rules: Collection[str] = ()
 
     def taken(self, raw: RawTable) -> list[str]:
         """The columns of a table that say something of its users.
@@ -65,7 +73,7 @@ class Reading(NamedTuple):
             )
         named = there if self.wanted is None else self.wanted
         taken = [one for one in named if one != self.user]
-        known = [*NAMES, *self.profile]
+        known = [*NAMES, *self.rules, *self.profile]
         if unread := [one for one in taken if one not in known]:
             raise ValueError(
                 f"{raw.name}: column {unread[0]!r} is nothing that the model reads, which "
@@ -104,7 +112,7 @@ def read(raw: RawTable, reading: Reading) -> checks.Checked:
 def _named(name: str, values: pl.Series, reading: Reading) -> pl.Series:
     if name == reading.user:
         return values.alias("user_id")
-    return values.alias(name if name in NAMES else f"user_{name}")
+    return values.alias(name if name in SCHEMA else f"user_{name}")
 
 
 def _read(name: str, series: pl.Series, times: Collection[str]) -> Column:
@@ -116,6 +124,12 @@ def _read(name: str, series: pl.Series, times: Collection[str]) -> Column:
         return _each(series, _label, pl.String())
     if name in IDS:
         return _each(series, columns.identifier, pl.String())
+    if name in CONDITIONS:
+        return _each(_whole(series), _condition, pl.String())
+    if name == BOOST_BY:
+        return _each(series, _present, pl.Float64())
+    if name == DIVERSITY:
+        return _share(series)
     if name in times:
         moment = columns.time(series)
         text = moment.values.cast(pl.String).fill_null("")
@@ -127,6 +141,31 @@ def _label(series: pl.Series) -> Column:
     text = columns.as_text(series).str.strip_chars().fill_null("")
     rule = f"is none of the labels {', '.join(LABELS)}"
     return Column(text, ((rule, ~text.is_in(["", *LABELS])),))
+
+
+def _whole(series: pl.Series) -> pl.Series:
+    """Lists; a text is one condition, as `|` stands between the values of one."""
+    if isinstance(series.dtype, (pl.List, pl.Array)):
+        return series
+    text = pl.DataFrame({"text": columns.as_text(series).str.strip_chars()})
+    return text.select(pl.when(pl.col("text") != "").then(pl.concat_list("text")))["text"]
+
+
+def _condition(series: pl.Series) -> Column:
+    text = columns.as_text(series).str.strip_chars()
+    return Column(text, (("is no condition", text.fill_null("") == ""),))
+
+
+def _present(series: pl.Series) -> Column:
+    found = columns.number(series)
+    missing = ("must not be missing", found.values.is_null())
+    return Column(found.values, (*found.faults, missing))
+
+
+def _share(series: pl.Series) -> Column:
+    found = columns.number(series)
+    outside = ~found.values.is_between(0, 1).fill_null(True)
+    return Column(found.values, (*found.faults, ("must be from 0 to 1", outside)))
 
 
 def _cell(series: pl.Series) -> Column:
@@ -167,11 +206,21 @@ def _list(series: pl.Series) -> pl.Series:
 
 
 def _unequal(found: dict[str, Column]) -> Iterator[tuple[str, Column]]:
-    """The rule of the lists about the history, which are as long as it is."""
-    length = lambda name: found[name].values.list.len().fill_null(0)
+    """The rules of the lists that are as long as another one."""
+
+    def length(name: str):
+        return found[name].values.list.len().fill_null(0) if name in found else 0
+
+    def differs(name: str, other: str, what: str, wrong) -> tuple[str, Column]:
+        rule = f"must have one entry for each {what} of {other}"
+        return name, Column(found[name].values, ((rule, wrong),))
+
     for name in (LABELLED, TIMES):
         if name in found:
-            history = length("history") if "history" in found else 0
-            differs = (length(name) != 0) & (length(name) != history)
-            rule = "must have one entry for each item of history"
-            yield name, Column(found[name].values, ((rule, differs),))
+            given = length(name) != 0
+            wrong = given & (length(name) != length("history"))
+            yield differs(name, "history", "item", wrong)
+    boost = CONDITIONS[-1]
+    for name, other, what in ((BOOST_BY, boost, "condition"), (boost, BOOST_BY, "number")):
+        if name in found:
+            yield differs(name, other, what, length(name) != length(other))

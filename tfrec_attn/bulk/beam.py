@@ -10,6 +10,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from tfrec_attn.bulk import shards, version
+from tfrec_attn.item_flags import Wanted
 
 
 class Answer(beam.DoFn):
@@ -18,14 +19,14 @@ class Answer(beam.DoFn):
     Args:
       path: Of the version.
       out: The folder of the shards.
-      k: Items a user.
+      wanted: Of the items of every user.
       batch: Users of a call.
     """
 
     users = beam.metrics.Metrics.counter("tfrec_attn.recommend", "users")
 
-    def __init__(self, path: str, out: str, k: int, batch: int):
-        self.path, self.out, self.k, self.batch = path, out, k, batch
+    def __init__(self, path: str, out: str, wanted: Wanted, batch: int):
+        self.path, self.out, self.wanted, self.batch = path, out, wanted, batch
 
     def setup(self):
         """Once a worker."""
@@ -34,12 +35,18 @@ class Answer(beam.DoFn):
     def process(self, number):
         """Gives the number back, once its answers are there."""
         folder = shards.Shards(Path(self.out))
-        self.version.shard(folder, number, self.k, self.batch, self.users.inc)
+        self.version.shard(folder, number, self.wanted, self.batch, self.users.inc)
         yield number
 
 
 def run(
-    path: Path, out: Path, numbers: list[int], *, k: int, batch: int, options: list[str]
+    path: Path,
+    out: Path,
+    numbers: list[int],
+    *,
+    wanted: Wanted,
+    batch: int,
+    options: list[str],
 ) -> None:
     """Answers shards on a runner, and waits until they are there.
 
@@ -47,13 +54,13 @@ def run(
       path: Of the version.
       out: The folder of the shards.
       numbers: The shards.
-      k, batch: See `Answer`.
+      wanted, batch: See `Answer`.
       options: Of Beam, such as `--runner=DirectRunner`.
 
     Raises:
       RuntimeError: The pipeline ended before all was answered.
     """
-    answer = Answer(str(path.resolve()), str(out.resolve()), k, batch)
+    answer = Answer(str(path.resolve()), str(out.resolve()), wanted, batch)
     pipeline = beam.Pipeline(options=PipelineOptions(options, save_main_session=False))
     # Else a runner may fuse the shards into one worker's.
     numbered = pipeline | beam.Create(numbers) | beam.Reshuffle()

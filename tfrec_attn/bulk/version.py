@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 
 from tfrec_attn.bulk import shards
-from tfrec_attn.bulk.asked import NAMES
+from tfrec_attn.bulk.asked import RULES
 from tfrec_attn.bulk.shards import Shards
+from tfrec_attn.item_flags import Wanted, summed
 from tfrec_attn.serve import tensors, versions
 from tfrec_attn.serve.client import inputs
 from tfrec_attn.serve.server import saved_model
@@ -113,14 +114,37 @@ class Version:
         users = json.loads(kept.read_text("utf-8"))["users"]
         return [name for name in self.profile if users.get(name, {}).get("kind") == "time"]
 
+    @property
+    def rules(self) -> list[str]:
+        """Of `asked.RULES` those that it reads."""
+        inputs = self.signatures[DEFAULT_SIGNATURE].inputs
+        return [name for name in RULES if name in inputs]
+
+    def require(self, wanted: Wanted) -> None:
+        """Checks that the version can be asked this.
+
+        Raises:
+          ValueError: Names the flag that it refuses.
+        """
+        wanted.require_read(self.rules)
+        nobody = pl.DataFrame({"user_id": [""]})
+        try:
+            _run(self.servable, self.signatures, nobody, wanted)
+        except ServingError as error:
+            raise ValueError(wanted.explained(str(error)) or str(error)) from error
+
     def answers(
-        self, users: pl.DataFrame, k: int, batch: int, tell: Callable[[int], object]
+        self,
+        users: pl.DataFrame,
+        wanted: Wanted,
+        batch: int,
+        tell: Callable[[int], object],
     ) -> pl.DataFrame:
         """The best items of each user, a row a user in their order; see `SCHEMA`.
 
         Args:
           users: See `asked.read`.
-          k: Items wanted.
+          wanted: Of the items of every user.
           batch: Users of a call.
           tell: Is told of users that are done.
 
@@ -129,63 +153,90 @@ class Version:
         """
         found = [pl.DataFrame(schema=SCHEMA)]
         for part in users.iter_slices(batch):
-            found.append(_table(part, self._ask(part, k), k))
+            found.append(_table(part, self._ask(part, wanted), wanted.k))
             tell(len(part))
         return pl.concat(found)
 
     def shard(
-        self, folder: Shards, number: int, k: int, batch: int, tell: Callable[[int], object]
+        self,
+        folder: Shards,
+        number: int,
+        wanted: Wanted,
+        batch: int,
+        tell: Callable[[int], object],
     ) -> None:
         """Answers the users of a shard; see `answers`."""
         users = pl.read_parquet(folder.users(number))
-        shards.write(self.answers(users, k, batch, tell), folder.answers(number))
+        shards.write(self.answers(users, wanted, batch, tell), folder.answers(number))
 
-    def _ask(self, users: pl.DataFrame, k: int) -> dict[str, np.ndarray]:
+    def _ask(self, users: pl.DataFrame, wanted: Wanted) -> dict[str, np.ndarray]:
         try:
-            return _run(self.servable, self.signatures, users, k)
+            return _run(self.servable, self.signatures, users, wanted)
         except (ServingError, ValueError) as error:
             for one in users.iter_slices(1) if len(users) > 1 else [users]:
-                self._name(one, k)
+                self._name(one, wanted)
             raise ValueError(str(error)) from error
 
-    def _name(self, user: pl.DataFrame, k: int) -> None:
+    def _name(self, user: pl.DataFrame, wanted: Wanted) -> None:
         """Raises with file, line and user where the model refuses that one."""
         try:
-            _run(self.servable, self.signatures, user, k)
+            _run(self.servable, self.signatures, user, wanted)
         except (ServingError, ValueError) as error:
             file, line, name = user.row(0)[:3]
             raise ValueError(f"{file}:{line}, user {name!r}: {error}") from error
 
 
 def _run(
-    servable: Servable, signatures: dict[str, Signature], users: pl.DataFrame, k: int
+    servable: Servable,
+    signatures: dict[str, Signature],
+    users: pl.DataFrame,
+    wanted: Wanted,
 ) -> dict[str, np.ndarray]:
-    filled = inputs.fill(signatures, DEFAULT_SIGNATURE, _given(users, k))
+    filled = inputs.fill(signatures, DEFAULT_SIGNATURE, _given(users, wanted))
     return servable.run(DEFAULT_SIGNATURE, filled, OUTPUTS)
 
 
-def _given(users: pl.DataFrame, k: int) -> dict[str, np.ndarray]:
+def _given(users: pl.DataFrame, wanted: Wanted) -> dict[str, np.ndarray]:
     """What a client would send for these users."""
     asked = inputs.Users(tuple(users["user_id"]), single=False)
-    told = {name: users[name].to_list() for name in NAMES}
+    none = [None] * len(users)
+    told = lambda name: users[name].to_list() if name in users.columns else none
     profile = {
         name: tensors.as_array(users[name].fill_null("").to_list())
         for name in users.columns
         if _of_profile(name)
     }
     return {
-        "k": np.full(len(users), k, np.int32),
-        **asked.lists("exclude", told["exclude"]),
-        **asked.lists("candidates", told["candidates"]),
+        "k": np.full(len(users), wanted.k, np.int32),
+        **_rules(asked, told, wanted),
         **asked.inputs(
-            told["history"],
+            told("history"),
             (),
-            told["time"],
-            told["history_feedback"],
-            told["history_time"],
+            told("time"),
+            told("history_feedback"),
+            told("history_time"),
         ),
         **profile,
     }
+
+
+def _rules(
+    asked: inputs.Users, told: Callable[[str], list], wanted: Wanted
+) -> dict[str, np.ndarray]:
+    """What users want of the items: what all want, and what their rows say beside it.
+    Candidates and diversity of a row stand in place of those of all."""
+    both = lambda name: [[*getattr(wanted, name), *(row or ())] for row in told(name)]
+    instead = lambda name, of_all: [of_all if row is None else row for row in told(name)]
+    pairs = zip(told("boost"), told("boost_by"), strict=True)
+    boosts = [
+        summed([*wanted.boost.items(), *zip(names or (), by or (), strict=True)])
+        for names, by in pairs
+    ]
+    found = asked.lists("candidates", instead("candidates", wanted.candidates))
+    for name in ("exclude", "require", "forbid"):
+        found |= asked.lists(name, both(name))
+    diversity = asked.shares("diversity", instead("diversity", wanted.diversity))
+    return {**found, **asked.boosts(boosts), **diversity}
 
 
 def _table(users: pl.DataFrame, found: dict[str, np.ndarray], k: int) -> pl.DataFrame:

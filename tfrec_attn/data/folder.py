@@ -27,7 +27,7 @@ from tfrec_attn.data.partitions import FOLDS, Part
 from tfrec_attn.data.schema import Schema
 from tfrec_attn.data.tables import Tables
 
-MANIFEST, VERSION = "prepared.json", 1
+MANIFEST, VERSION = "prepared.json", 2
 
 
 def shard(root: Path, number: int) -> Path:
@@ -91,6 +91,17 @@ class Folder:
     def parts(self) -> list[dict[str, Any]]:
         """Of each part its `number`, `first_user` and sums, in order of user row."""
         return self.made["parts"]
+
+    @property
+    def mark(self) -> dict[str, Any] | None:
+        """Of the model that a training on it goes on from; None where it goes on from
+        none."""
+        return self.made.get("from")
+
+    @property
+    def until(self) -> int | None:
+        """The last moment in it; None where there is no clock."""
+        return self.made.get("until")
 
     def total(self, name: str) -> int:
         """A sum over all parts."""

@@ -53,12 +53,15 @@ class Part:
         return self.events.take(np.flatnonzero(wanted))
 
 
-def ordered(frame: pl.DataFrame, cuts: tuple[int, int] | None) -> Part:
+def ordered(
+    frame: pl.DataFrame, cuts: tuple[int, int] | None, until: int | None = None
+) -> Part:
     """A part out of its rows in file order.
 
     Args:
       frame: `user` (ids, or numbers), `item`, `time`, `feedback`, `weight`, `row`.
       cuts: The first times of validation and test; None leaves each user's last out.
+      until: Events until then are training, and the others alone are divided.
     """
     users = None
     if not frame["user"].dtype.is_integer():
@@ -81,11 +84,27 @@ def ordered(frame: pl.DataFrame, cuts: tuple[int, int] | None) -> Part:
         column("weight", np.float32),
         column("row", np.int64),
     )
+    new = np.flatnonzero(is_new(events.time, until))
+    fold = np.zeros(len(events), np.int64)
     if cuts is None:
-        fold = splits.last_of_each(events.user)
+        fold[new] = splits.last_of_each(events.user[new])
     else:
-        fold = np.searchsorted(cuts, events.time, side="right")
+        fold[new] = np.searchsorted(cuts, events.time[new], side="right")
     return Part(users.alias("user"), events, fold.astype(np.uint8))
+
+
+def is_new(time: np.ndarray, until: int | None) -> np.ndarray:
+    """`[N]` bool, of times: which are later; all where there is no `until`."""
+    return np.ones(len(time), bool) if until is None else np.asarray(time > until)
+
+
+def learned(
+    past: examples.Events, until: int | None, replay: float, seed: tuple[int, int]
+) -> np.ndarray:
+    """`[N]` bool: which events of training are targets. All new ones, and of the old ones
+    the share `replay`, by chance."""
+    again = np.random.default_rng(seed).random(len(past)) < replay
+    return is_new(past.time, until) | again
 
 
 def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
@@ -104,7 +123,7 @@ def _by_user_and_time(frame: pl.DataFrame) -> pl.DataFrame:
 def records(
     cut: examples.Examples, size: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Examples whose targets are their histories, in records of whole users.
+    """Examples whose targets are among their histories, in records of whole users.
 
     Args:
       cut: E examples, in order of user.
@@ -113,26 +132,34 @@ def records(
 
     Yields:
       `user` `[u]` rows and `events` `[u]` how many each has; `item`, `time`, `feedback`,
-      `weight` `[n]` of these events; `stop` `[n]` and `first`, `last`, `begin`, `end` `[e]`
-      of `examples.Examples`, from the record's first event.
+      `weight` `[n]` of these events; `goal` `[g]`, which of them are targets, empty where
+      all are; `stop` `[g]` and `first`, `last`, `begin`, `end` `[e]` of
+      `examples.Examples`, from the record's first event and target.
     """
     past, size = cut.history, size or RECORD
+    whole = len(cut.targets) == len(past)
+    goal = np.arange(len(past))
+    if not whole:
+        goal = np.flatnonzero(np.isin(past.row, cut.targets.row))
     if not len(past):
         return
     starts = np.flatnonzero(np.diff(past.user, prepend=-1))
     sizes = np.diff(starts, append=len(past))
     heads = np.flatnonzero(np.diff(starts // size, prepend=-1))
-    owner = np.searchsorted(starts, cut.begin, side="right") - 1
+    owner = np.searchsorted(starts, goal[cut.begin], side="right") - 1
     for head, tail in zip(heads, [*heads[1:], len(starts)], strict=True):
         at = slice(starts[head], starts[tail] if tail < len(starts) else len(past))
         mine = slice(*np.searchsorted(owner, [head, tail]))
+        asked = slice(*np.searchsorted(goal, [at.start, at.stop]))
         place = lambda value, at=at: (value - at.start).astype(np.int32)
         yield {
             "user": past.user[starts[head:tail]],
             "events": sizes[head:tail].astype(np.int32),
             **{n: getattr(past, n)[at] for n in ("item", "time", "feedback", "weight")},
-            "stop": place(cut.stop[at]),
-            **{n: place(getattr(cut, n)[mine]) for n in ("first", "last", "begin", "end")},
+            "goal": place(goal[asked])[: 0 if whole else None],
+            "stop": place(cut.stop[asked]),
+            **{n: place(getattr(cut, n)[mine]) for n in ("first", "last")},
+            **{n: place(getattr(cut, n)[mine], asked) for n in ("begin", "end")},
         }
 
 

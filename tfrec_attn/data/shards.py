@@ -20,7 +20,8 @@ from tfrec_attn.data import windows
 # Of each array of a record.
 DTYPES = {
     **dict.fromkeys(
-        ("user", "events", "item", "stop", "first", "last", "begin", "end"), tf.int32
+        ("user", "events", "item", "goal", "stop", "first", "last", "begin", "end"),
+        tf.int32,
     ),
     "time": tf.int64,
     "feedback": tf.int8,
@@ -231,6 +232,8 @@ class Shards:
             ends = tf.cumsum(tf.cast(liked, tf.int32))
             at = starts + record["events"] - 1
             record["liked_end"] = tf.gather(ends, at)
+            for name in ("owner", "start"):
+                record[name] = tf.gather(record[name], record["goal"])
             if self.single:
                 stop, place = record["stop"], tf.range(tf.size(record["stop"]))
                 record |= {"begin": place, "end": place + 1, "last": stop}
@@ -261,7 +264,7 @@ class Shards:
         items = tf.cond(empty, lambda: tf.constant([0]), lambda: record["liked"])
         return {
             "user": tf.gather(record["user"], owner),
-            **windows.cut(at, record, record, self.width, self.count),
+            **windows.cut(at, record, _goals(record), self.width, self.count),
             "positives": tf.where(real, tf.gather(items, liked), -1),
         }
 
@@ -296,9 +299,20 @@ def _fault(shard: Shard) -> str | None:
     return None
 
 
+def _goals(record) -> dict[str, tf.Tensor]:
+    """The targets of a record, by what its events are."""
+    names = ("item", "feedback", "time", "weight")
+    found = {name: tf.gather(record[name], record["goal"]) for name in names}
+    return found | {"stop": record["stop"]}
+
+
 def _decoded(data) -> dict[str, tf.Tensor]:
     spec = dict.fromkeys(DTYPES, tf.io.FixedLenFeature([], tf.string))
     found = tf.io.parse_single_example(data, spec)
     record = {name: tf.io.decode_raw(found[name], kind) for name, kind in DTYPES.items()}
     record["feedback"] = tf.cast(record["feedback"], tf.int32)
+    every = tf.range(tf.size(record["item"]))
+    record["goal"] = tf.cond(
+        tf.size(record["goal"]) > 0, lambda: record["goal"], lambda: every
+    )
     return record

@@ -224,6 +224,9 @@ def split(name, user, item, time, **options):
     return known[name](user, item, time, **options)
 
 
+GOING_ON = " Of the new events; the old ones are trained on."
+
+
 def going_on(old, name, user, item, time, **options):
     """The split of that name of new events; old ones, `[N]` bool, are training.
 
@@ -256,7 +259,7 @@ def going_on(old, name, user, item, time, **options):
         validation=fold(part.validation),
         test=fold(part.test),
         context=fold(part.context),
-        promise=f"{part.promise} Of the new events; the old ones are trained on.",
+        promise=part.promise + GOING_ON,
     )
 
 
