@@ -39,8 +39,10 @@ TUNINGS = ("all", "lora")
 
 def corpus(arguments) -> dict:
     """The texts of a config's items, their backbone and its longest text."""
-    from tfrec_attn import backbones, config, pipeline
+    from tfrec_attn import backbones
     from tfrec_attn.data import catalog
+    from tfrec_attn.run import pipeline
+    from tfrec_attn.settings import config
 
     flags = {"data.items": arguments.items, "data.interactions": arguments.interactions}
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value]
@@ -65,10 +67,10 @@ def batches(texts: list[str]) -> Iterator[tuple[list[str], list[str]]]:
 
 def ours(given: dict) -> dict[str, Callable]:
     tf = turns.tensorflow()
-    from tfrec_attn import optimizers
     from tfrec_attn.model import bert as bert_lib
     from tfrec_attn.model import texts, tuning
     from tfrec_attn.model.towers import masked_mean
+    from tfrec_attn.training import optimizers
 
     folder, length = Path(given["folder"]), given["max_length"]
     frozen = bert_lib.load(folder)

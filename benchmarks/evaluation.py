@@ -25,8 +25,10 @@ from pathlib import Path
 import numpy as np
 import turns
 
-from tfrec_attn import comparison, metrics, ranking, runs
+from tfrec_attn import metrics
+from tfrec_attn.evaluation import comparison, ranking
 from tfrec_attn.keras_binding import on_legacy_keras
+from tfrec_attn.run import runs
 
 tf = turns.tensorflow()
 tfrs = on_legacy_keras("tensorflow_recommenders")

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prints a row a side and number of masked tokens; 2 if there is no run."""
     args = parser().parse_args(argv)
-    from tfrec_attn import runs
+    from tfrec_attn.run import runs
 
     try:
         model, prepared = runs.load(args.run)
@@ -62,7 +62,7 @@ def measure(model, prepared, *, items: int, users: int) -> dict:
       By `(side, masked)` a dict: `most`, `random` and `least`, the changes `[users]` where
       those tokens are masked, and `pairs`, how many have more than so many tokens.
     """
-    from tfrec_attn import ranking
+    from tfrec_attn.evaluation import ranking
 
     draw = np.random.default_rng(0)
     queries = prepared.held_out("test")

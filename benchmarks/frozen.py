@@ -31,8 +31,10 @@ def main(argv=None) -> int:
     add("--turns", type=int, default=5)
     args = parser.parse_args(argv)
     turns.tensorflow()
-    from tfrec_attn import backbones, config, pipeline
+    from tfrec_attn import backbones
     from tfrec_attn.model import bert
+    from tfrec_attn.run import pipeline
+    from tfrec_attn.settings import config
 
     settings = config.load(args.config, args.set)
     prepared = pipeline.prepare(settings)
@@ -56,8 +58,9 @@ def main(argv=None) -> int:
 
 
 def ours(prepared):
-    from tfrec_attn import building, optimizers
     from tfrec_attn.data import batches
+    from tfrec_attn.run import building
+    from tfrec_attn.training import optimizers
 
     settings, examples = prepared.config.train, prepared.training()
     model = building.build(prepared)

@@ -23,8 +23,10 @@ import numpy as np
 import polars as pl
 import tomli_w
 
-from tfrec_attn import comparison, evaluate, report, runs
+from tfrec_attn import evaluate
 from tfrec_attn.data import sources
+from tfrec_attn.evaluation import comparison, report
+from tfrec_attn.run import runs
 
 FIRST, HELD_OUT = 0.7, 0.2
 GOING_ON = [

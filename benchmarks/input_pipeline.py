@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrec_attn import building, report
+from tfrec_attn.evaluation import report
+from tfrec_attn.run import building
 
 WARM_UP = 5
 
@@ -42,9 +43,9 @@ def measure(model, examples, settings, stage: str, steps: int) -> dict[str, str]
     """One row of the table."""
     import tensorflow as tf
 
-    from tfrec_attn import optimizers
     from tfrec_attn.data import batches
     from tfrec_attn.data import examples as examples_lib
+    from tfrec_attn.training import optimizers
 
     model.stage = stage
     size = settings.batch_size
@@ -87,7 +88,9 @@ def main(argv=None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=50)
     args = parser.parse_args(argv)
-    from tfrec_attn import config, fit, pipeline
+    from tfrec_attn.run import pipeline
+    from tfrec_attn.settings import config
+    from tfrec_attn.training import fit
 
     settings = config.load(args.config)
     fit.deterministic(settings.train.seed)

@@ -141,7 +141,7 @@ def main(argv=None) -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args, arguments = parser.parse_known_args(argv)
-    from tfrec_attn import report
+    from tfrec_attn.evaluation import report
 
     if args.out.exists():
         print(f"{NAME}: {args.out} exists: name a new folder by --out.", file=sys.stderr)

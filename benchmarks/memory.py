@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from tfrec_attn import building, report
+from tfrec_attn.evaluation import report
+from tfrec_attn.run import building
 
 WAYS: dict[str, dict] = {
     "all at once": {},
@@ -33,10 +34,11 @@ def measure(queue, path: Path, live: int, steps: int, way: dict) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfrec_attn import backbones, pipeline
-    from tfrec_attn import config as config_lib
+    from tfrec_attn import backbones
     from tfrec_attn.data import catalog
     from tfrec_attn.model import texts
+    from tfrec_attn.run import pipeline
+    from tfrec_attn.settings import config as config_lib
 
     config = config_lib.load(path, ["bert.tuning=all"])
     config, tables = pipeline.read(config)

@@ -21,7 +21,7 @@ def main(
     parser = argparse.ArgumentParser(prog=name, description=doc.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of tfrec_attn.train")
     args = parser.parse_args(argv)
-    from tfrec_attn import report
+    from tfrec_attn.evaluation import report
 
     try:
         print(report.table(rows(args.runs)))

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The model's answers, then each protocol's."""
-    from tfrec_attn import runs
+    from tfrec_attn.run import runs
     from tfrec_attn.serve import parity
 
     if not (args.model_base_path or args.grpc or args.rest):

@@ -29,10 +29,13 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tfrec_attn import building, checkpoints, evaluate, fit, metrics, pipeline, report, runs
-from tfrec_attn import config as config_lib
-from tfrec_attn.keeper import Keeper
+from tfrec_attn import evaluate, metrics
+from tfrec_attn.evaluation import report
 from tfrec_attn.model.towers import masked_mean
+from tfrec_attn.run import building, pipeline, runs
+from tfrec_attn.settings import config as config_lib
+from tfrec_attn.training import checkpoints, fit
+from tfrec_attn.training.keeper import Keeper
 
 NAME, METRIC = "benchmarks/rankers.py", "ndcg@10"
 

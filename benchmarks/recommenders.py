@@ -51,7 +51,9 @@ def once_a_user(prepared):
 
 def measure(run: Path) -> dict:
     """The mean metrics of a run, in the form of its `evaluation.json`."""
-    from tfrec_attn import metrics, ranking, runs
+    from tfrec_attn import metrics
+    from tfrec_attn.evaluation import ranking
+    from tfrec_attn.run import runs
 
     model, prepared = runs.load(run)
     queries, wanted = once_a_user(prepared)

@@ -39,14 +39,14 @@ def strategies() -> dict:
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
-    from tfrec_attn import distribution
+    from tfrec_attn.training import distribution
 
     return {1: distribution.strategy("one"), 2: distribution.strategy("mirrored")}
 
 
 def prepared(path: Path, sets: list[str]):
-    from tfrec_attn import config as config_lib
-    from tfrec_attn import pipeline
+    from tfrec_attn.run import pipeline
+    from tfrec_attn.settings import config as config_lib
 
     return pipeline.prepare(config_lib.load(path, sets))
 
@@ -55,8 +55,9 @@ def made(data, strategy, stage: str):
     """A model, the step that trains it, and batches of a stage."""
     import tensorflow as tf
 
-    from tfrec_attn import building, distribution, fit, optimizers
     from tfrec_attn.data import batches, examples
+    from tfrec_attn.run import building
+    from tfrec_attn.training import distribution, fit, optimizers
 
     settings, loss = data.config.train, data.config.loss
     fit.deterministic(0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrec_attn import report
+from tfrec_attn.evaluation import report
 
 
 def read(folders: list[Path]) -> dict[str, dict]:

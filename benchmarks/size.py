@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tfrec_attn import report
+from tfrec_attn.evaluation import report
 from tfrec_attn.serve.client import Client
 
 USERS, EVENTS, CATEGORIES = 3000, 15, 200

@@ -24,8 +24,9 @@ def measure(run: Path) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
     Raises:
       ValueError, OSError: When `run` is no training.
     """
-    from tfrec_attn import comparison, ranking, runs
+    from tfrec_attn.evaluation import comparison, ranking
     from tfrec_attn.model import stored
+    from tfrec_attn.run import runs
 
     model, prepared = runs.load(run)
     asked = comparison.fold(prepared, "test")

@@ -118,9 +118,11 @@ def train(folder: Path, steps: int) -> None:
     """Trains some steps and a validation in this process; prints what was measured."""
     import tensorflow as tf
 
-    from tfrec_attn import building, distribution, evaluate, fit, optimizers, streamed
-    from tfrec_attn import config as config_lib
+    from tfrec_attn import evaluate
     from tfrec_attn.data import batches
+    from tfrec_attn.run import building, streamed
+    from tfrec_attn.settings import config as config_lib
+    from tfrec_attn.training import distribution, fit, optimizers
 
     given = [f"data.prepared={json.dumps(str(folder))}", *SETTINGS]
     config = config_lib.load(folder / "config.toml", given, without=["data"])
@@ -210,7 +212,7 @@ def run(place: Path, args) -> None:
     """Measures in a folder."""
     import polars as pl
 
-    from tfrec_attn import report
+    from tfrec_attn.evaluation import report
 
     ids = np.arange(args.items)
     table = pl.DataFrame({"item_id": ids, "kind": [f"kind {i % 50}" for i in ids]})

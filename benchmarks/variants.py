@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfrec_attn import report
+from tfrec_attn.evaluation import report
 
 
 def train(out: Path, seed: int, sets: list[str], arguments: list[str]) -> dict:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pydantic
 
-from tfrec_attn import config
 from tfrec_attn.data import schema
+from tfrec_attn.settings import config
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {

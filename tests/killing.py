@@ -51,7 +51,7 @@ def dying(owner: Any, name: str, at: int = 1, *, after: bool = False) -> Iterato
 @contextlib.contextmanager
 def signalled(name: str, step: int) -> Iterator[None]:
     """Within, a training has a signal as a step ends, counted over the epochs."""
-    from tfrec_attn.keeper import Keeper
+    from tfrec_attn.training.keeper import Keeper
 
     ended, steps = Keeper.on_train_batch_end, []
 
@@ -90,7 +90,8 @@ def _content(prefix: Path) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from tfrec_attn import agreement, train
+    from tfrec_attn import train
+    from tfrec_attn.training import agreement
 
     agreement.SECONDS = 0
     with signalled(sys.argv[1], int(sys.argv[2])):

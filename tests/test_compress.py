@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from tests.worded import arguments
-from tfrec_attn import compress, evaluate, export, runs, train
+from tfrec_attn import compress, evaluate, export, train
 from tfrec_attn.model import bert as bert_lib
+from tfrec_attn.run import runs
 
 METHODS = {
     "distill": ["--layers", "1", "--epochs", "2", "--batch-size", "4"],

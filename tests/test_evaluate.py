@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 from sklearn.metrics import ndcg_score
 
-from tfrec_attn import baselines, evaluate, metrics, run_comparison, train
+from tfrec_attn import evaluate, metrics, train
+from tfrec_attn.evaluation import baselines, run_comparison
 
 USERS, LENGTH, GOODS = 29, 9, 31
 LABELS = {1: "buy", 2: "like", 3: "dislike"}

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from tests import small
-from tfrec_attn import impressions, runs, train
+from tfrec_attn import impressions, train
 from tfrec_attn.labels import LABELS
+from tfrec_attn.run import runs
 from tfrec_attn.user_keys import UserKey
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))

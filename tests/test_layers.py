@@ -15,7 +15,8 @@ import tensorflow as tf
 import tf_keras
 
 from tests.model import reference
-from tfrec_attn import distribution, keras3_layers, layers
+from tfrec_attn import keras3_layers, layers
+from tfrec_attn.training import distribution
 
 B, C, N, M, D = 2, 3, 7, 5, 6
 FULL = {"heads": 2, "dim": 8, "bidirectional": True, "focus": 4.0, "scale": 3.0}

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tests import killing
 from tests.small import ITEMS, arguments, ask, history
-from tfrec_attn import evaluate, export, runs, train
+from tfrec_attn import evaluate, export, train
+from tfrec_attn.run import runs
 
 
 @pytest.fixture(scope="module")

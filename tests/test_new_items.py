@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from tests.worded import ITEMS, USERS, arguments
-from tfrec_attn import arrays, building, export, pipeline, runs, train
+from tfrec_attn import arrays, export, train
+from tfrec_attn.run import building, pipeline, runs
 
 sys.path.insert(0, str(Path(__file__).parent / "serve"))
 import shop

@@ -15,9 +15,10 @@ from tests.unordered import (
     settings,
     write,
 )
-from tfrec_attn import config as config_lib
-from tfrec_attn import pipeline, prepare, streamed
+from tfrec_attn import prepare
 from tfrec_attn.data import batches
+from tfrec_attn.run import pipeline, streamed
+from tfrec_attn.settings import config as config_lib
 
 
 def read(out, *more):

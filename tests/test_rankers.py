@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn import fit
 from tfrec_attn.model import scoring
+from tfrec_attn.training import fit
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "rankers.py"))

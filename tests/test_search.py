@@ -8,7 +8,10 @@ import polars as pl
 import pytest
 
 from tests.small import SMALL
-from tfrec_attn import comparison, config, search, train, trials
+from tfrec_attn import search, train
+from tfrec_attn.evaluation import comparison
+from tfrec_attn.settings import config
+from tfrec_attn.training import trials
 
 SPACE = '"model.dim" = [8, 16, 24]\n"train.learning_rate" = { low = 0.001, high = 0.1 }\n'
 

@@ -13,8 +13,9 @@ from tests import small
 from tests.killing import dying, require_same_weights
 from tests.model import test_recommender
 from tests.model.test_recommender import RETRIEVAL, shop
-from tests.test_fit import settings, values
-from tfrec_attn import atomic, checkpoints, distribution, fit, keeper, preemption
+from tests.training.test_fit import settings, values
+from tfrec_attn import atomic
+from tfrec_attn.training import checkpoints, distribution, fit, keeper, preemption
 
 KEEP, STATES = keeper.Keeper, checkpoints.States
 BATCH, REPLACE = "on_train_batch_end", (Path, "replace")

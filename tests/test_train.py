@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests import killing
-from tfrec_attn import config as config_lib
-from tfrec_attn import pipeline, runs, train
+from tfrec_attn import train
+from tfrec_attn.run import pipeline, runs
+from tfrec_attn.settings import config as config_lib
 
 EVENTS = [
     f"u{u},i{(5 * u + 3 * t) % 13},{1000000000 + 100 * t + u}"

@@ -9,10 +9,11 @@ from safetensors import numpy as safetensors
 
 from tests import killing, small
 from tests.worded import arguments
-from tfrec_attn import building, evaluate, export, runs, train
-from tfrec_attn.keeper import Keeper
+from tfrec_attn import evaluate, export, train
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import tuning
+from tfrec_attn.run import building, runs
+from tfrec_attn.training.keeper import Keeper
 
 
 def hidden(bert):

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tfrec_attn import config as config_lib
 from tfrec_attn import prepare
 from tfrec_attn.data import blocks, partitions
+from tfrec_attn.settings import config as config_lib
 
 ITEMS, USERS = 31, 23
 LENGTH, TARGETS = 4, 3

@@ -1,8 +1,9 @@
 """A recommender whose users and items are sets of feature tokens.
 
 tables → examples → catalog → tokens → towers → scorer → training → index → SavedModel:
-`data` reads tables into tensors, `model` holds the weights, `fit` trains them, `serve`
-turns a trained model into answers. A module imports only from those before it.
+`data` reads tables into tensors, `model` holds the weights, `training` moves them, `run`
+keeps them, `evaluation` measures them, and `serve` turns them into answers. A module
+imports only from those before it.
 
 Importing the package loads neither TensorFlow nor polars; a name below loads its module
 on first use.

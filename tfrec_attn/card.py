@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import __version__, backbones, report
-from tfrec_attn.prepared import Prepared
+from tfrec_attn import __version__, backbones
+from tfrec_attn.evaluation import report
+from tfrec_attn.run.prepared import Prepared
 
 FILE = "assets.extra/model_card.md"
 SHOWN = ("ndcg@10", "hit@10", "recall@20", "mrr")

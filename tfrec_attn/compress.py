@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tfrec_attn import sections
+from tfrec_attn.settings import sections
 
 NAME = "tfrec_attn.compress"
 # Of the texts that a student learns on, so many are kept to see how near it is on others.
@@ -57,9 +57,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       ValueError: When the BERT cannot be compressed so, or the folder is taken.
     """
-    from tfrec_attn import backbones, fit, runs
+    from tfrec_attn import backbones
     from tfrec_attn.model import bert as bert_lib
     from tfrec_attn.model import texts
+    from tfrec_attn.run import runs
+    from tfrec_attn.training import fit
 
     if args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
         raise ValueError(f"--to names a new folder: {args.to} is there already.")
@@ -128,8 +130,8 @@ def compressed(args: argparse.Namespace, original, folder: Path, ids: np.ndarray
 
 def distilled(args: argparse.Namespace, teacher, ids: np.ndarray):
     """A student of the teacher, and the rows of texts that were kept from it."""
-    from tfrec_attn import optimizers
     from tfrec_attn.model import distillation
+    from tfrec_attn.training import optimizers
 
     settings = sections.Train(
         epochs=args.epochs,
@@ -161,7 +163,8 @@ def distilled(args: argparse.Namespace, teacher, ids: np.ndarray):
 def ranks(folder: Path, backbone: Path | None = None):
     """NDCG@10 of each user of a run's validation fold, texts encoded by its own BERT or
     another, nothing trained anew; and the run's data."""
-    from tfrec_attn import evaluate, runs
+    from tfrec_attn import evaluate
+    from tfrec_attn.run import runs
 
     model, prepared = runs.load(folder, backbone=backbone)
     most = prepared.config.train.validation_queries

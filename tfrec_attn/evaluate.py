@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tfrec_attn import baselines, comparison, metrics, ranking
+from tfrec_attn import metrics
 from tfrec_attn.data import examples
-from tfrec_attn.prepared import Prepared
+from tfrec_attn.evaluation import baselines, comparison, ranking
+from tfrec_attn.run.prepared import Prepared
 
 KS = (5, 10, 20)
 
@@ -78,7 +79,7 @@ def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
 
 def show(table: dict[str, dict[str, float]]) -> str:
     """Means as text, a row a method."""
-    from tfrec_attn import report
+    from tfrec_attn.evaluation import report
 
     columns = ("ndcg@10", "hit@10", "mrr", "ndcg@20", "hit@20")
     return report.table(
@@ -103,7 +104,8 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
     Raises:
       ValueError: When the folder holds no trained model, or the fold no target.
     """
-    from tfrec_attn import feedback_head, report, runs
+    from tfrec_attn.evaluation import feedback_head, report
+    from tfrec_attn.run import runs
 
     ks = sorted(set(ks))
     k = ks[len(ks) // 2]
@@ -184,7 +186,7 @@ def main(argv=None) -> int:
 
 
 def _reported(args: argparse.Namespace) -> str:
-    from tfrec_attn import report
+    from tfrec_attn.evaluation import report
 
     folder = Path(args.run)
     result = run(folder, args.fold, args.k)
@@ -193,7 +195,7 @@ def _reported(args: argparse.Namespace) -> str:
 
 
 def _compared(args: argparse.Namespace) -> str:
-    from tfrec_attn import run_comparison
+    from tfrec_attn.evaluation import run_comparison
 
     result = run_comparison.compare(args.compare, args.fold, sorted(set(args.k)))
     return json.dumps(result) if args.json else run_comparison.text(result)

@@ -57,9 +57,10 @@ def run(
     """
     import tensorflow as tf
 
-    from tfrec_attn import averages, card, evaluate, offers, runs
-    from tfrec_attn import config as config_lib
+    from tfrec_attn import card, evaluate, offers
+    from tfrec_attn.run import averages, runs
     from tfrec_attn.serve import export, lint, parity
+    from tfrec_attn.settings import config as config_lib
 
     version = export.free_version(base, version)
     if others and backbone:

@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 
 from tfrec_attn import atomic
-from tfrec_attn import config as config_lib
 from tfrec_attn.data import (
     columns,
     feedback,
@@ -27,6 +26,7 @@ from tfrec_attn.data import (
 )
 from tfrec_attn.data.schema import EntitySchema, InteractionSchema, Schema
 from tfrec_attn.labels import LABELS
+from tfrec_attn.settings import config as config_lib
 from tfrec_attn.user_keys import UserKey
 
 NAME = "tfrec_attn.impressions"

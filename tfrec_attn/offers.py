@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tfrec_attn import config as config_lib
 from tfrec_attn.data import catalog, tables
-from tfrec_attn.prepared import Prepared
+from tfrec_attn.run.prepared import Prepared
+from tfrec_attn.settings import config as config_lib
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ import numpy as np
 import polars as pl
 import tomli_w
 
-from tfrec_attn import atomic, config_flags, preparing
-from tfrec_attn import config as config_lib
+from tfrec_attn import atomic
 from tfrec_attn.data import (
     blocks,
     folder,
     interactions,
     partitions,
+    preparing,
     readers,
     rejects,
     splits,
@@ -35,6 +35,8 @@ from tfrec_attn.data import (
 )
 from tfrec_attn.data.schema import Schema
 from tfrec_attn.labels import LABELS
+from tfrec_attn.settings import config as config_lib
+from tfrec_attn.settings import flags
 
 logger = logging.getLogger("tfrec_attn.prepare")
 
@@ -116,7 +118,7 @@ def _past(base: Path, config: config_lib.Config):
     Raises:
       ValueError: It is no model to go on with, by these settings, or has no clock.
     """
-    from tfrec_attn import incremental, knowledge
+    from tfrec_attn.run import incremental, knowledge
 
     base = incremental.base(base)
     incremental.require_same_shape(base, config)
@@ -319,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="tfrec_attn.prepare", description=__doc__, allow_abbrev=False
     )
-    config_flags.add(p)
+    flags.add(p)
     p.add_argument("--out", required=True, type=Path, help="folder to be made")
     p.add_argument(
         "--from",
@@ -332,12 +334,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _settings(args: argparse.Namespace) -> config_lib.Config:
-    overrides = config_flags.overrides(args)
+    overrides = flags.overrides(args)
     if not args.base:
         return config_lib.load(args.config, overrides)
-    from tfrec_attn import incremental
+    from tfrec_attn.run import incremental
 
-    config_flags.require_no_config(args)
+    flags.require_no_config(args)
     return incremental.settings(args.base, overrides)
 
 

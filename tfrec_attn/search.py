@@ -14,10 +14,11 @@ from typing import Any
 
 import tomli_w
 
-from tfrec_attn import atomic, claims, trials
-from tfrec_attn import config as config_lib
+from tfrec_attn import atomic, claims
 from tfrec_attn.atomic import PARTIAL
-from tfrec_attn.space import Space
+from tfrec_attn.settings import config as config_lib
+from tfrec_attn.training import trials
+from tfrec_attn.training.space import Space
 
 NAME = "tfrec_attn.search"
 # What is searched: written first.

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tfrec_attn import config as config_lib
-from tfrec_attn import config_flags
-from tfrec_attn.preemption import Preempted, Preemption
+from tfrec_attn.settings import config as config_lib
+from tfrec_attn.settings import flags
+from tfrec_attn.training.preemption import Preempted, Preemption
 
 logger = logging.getLogger("tfrec_attn.train")
 
@@ -20,7 +20,7 @@ STOPPED = "stopped. --resume goes on after the last state that was kept."
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="tfrec_attn.train", description=__doc__)
-    config_flags.add(p)
+    flags.add(p)
     p.add_argument(
         "--prepared", help="folder that tfrec_attn.prepare made, instead of tables"
     )
@@ -58,7 +58,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
     Raises:
       ValueError: See `config.load`; when `--from` and `--config` are both given.
     """
-    config_flags.require_no_config(args)
+    flags.require_no_config(args)
     path = args.config
     if args.resume and not (path or args.items or args.interactions or args.prepared):
         path = Path(args.out) / "config.toml"
@@ -72,7 +72,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
     made = Path(args.prepared or "", "config.toml")
     if args.prepared and not path and made.exists():
         path = made
-    overrides = config_flags.overrides(
+    overrides = flags.overrides(
         args,
         data__prepared=args.prepared,
         train__strategy=args.strategy,
@@ -80,7 +80,7 @@ def settings(args: argparse.Namespace) -> config_lib.Config:
     )
     # What was prepared for it has the settings of the model already.
     if args.base and not args.prepared:
-        from tfrec_attn import incremental
+        from tfrec_attn.run import incremental
 
         return incremental.settings(args.base, overrides)
     # What is prepared brings its tables.
@@ -116,7 +116,8 @@ def run(
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
         and the settings or the tables are not those that the training was begun with.
     """
-    from tfrec_attn import distribution, runs
+    from tfrec_attn.run import runs
+    from tfrec_attn.training import distribution
 
     # Before anything else that TensorFlow does: workers meet here.
     strategy = distribution.strategy(config.train.strategy)
@@ -158,19 +159,10 @@ def _run(
     tested: bool,
 ) -> dict:
     """One worker's part of `run`, in its own folder."""
-    from tfrec_attn import (
-        building,
-        distribution,
-        evaluate,
-        fit,
-        incremental,
-        knowledge,
-        metrics,
-        pipeline,
-        plots,
-        runs,
-        streamed,
-    )
+    from tfrec_attn import evaluate, metrics
+    from tfrec_attn.evaluation import plots
+    from tfrec_attn.run import building, incremental, knowledge, pipeline, runs, streamed
+    from tfrec_attn.training import distribution, fit
 
     past = knowledge.Past.of(out) if begun else None
     if base and not (begun and incremental.grown(out)):
@@ -271,7 +263,8 @@ def watched(args: argparse.Namespace, preemption: Preemption) -> dict:
     again = {"resume": args.resume, "base": args.base, "preemption": preemption}
     if not (args.profile or args.wandb):
         return run(config, out, **again)
-    from tfrec_attn import monitors, runs
+    from tfrec_attn.run import runs
+    from tfrec_attn.training import monitors
 
     runs.claim(out, resume=args.resume)
     profile = monitors.steps(args.profile) if args.profile else None

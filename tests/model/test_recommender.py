@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfrec_attn import config as config_lib
-from tfrec_attn import distribution
 from tfrec_attn.data import batches, examples
 from tfrec_attn.data.catalog import Column
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import assembly, sampling, tasks
+from tfrec_attn.settings import config as config_lib
+from tfrec_attn.training import distribution
 
 ITEMS, USERS, LENGTH, TARGETS = 13, 7, 3, 4
 # No dropout; all targets rank all items, so that nothing depends on a draw.

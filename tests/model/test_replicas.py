@@ -7,9 +7,10 @@ import tf_keras
 
 from tests.model.test_recommender import RETRIEVAL, STRATEGY, batch, build
 from tests.worded import arguments
-from tfrec_attn import building, pipeline, train
+from tfrec_attn import train
 from tfrec_attn.data import batches, shares
 from tfrec_attn.model import gradients
+from tfrec_attn.run import building, pipeline
 
 # Groups that lie across the replicas; less of everything than there is.
 FEW = {

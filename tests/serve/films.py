@@ -5,8 +5,11 @@ import pathlib
 import numpy as np
 import shop
 
-from tfrec_attn import building, config, export, fit, pipeline
+from tfrec_attn import export
+from tfrec_attn.run import building, pipeline
 from tfrec_attn.serve.export import write
+from tfrec_attn.settings import config
+from tfrec_attn.training import fit
 
 ROOT = pathlib.Path(__file__).parents[2]
 ITEMS, USERS, EVENTS = 211, 43, 7

@@ -5,7 +5,9 @@ import pathlib
 import numpy as np
 import transformers
 
-from tfrec_attn import building, config, fit, pipeline
+from tfrec_attn.run import building, pipeline
+from tfrec_attn.settings import config
+from tfrec_attn.training import fit
 
 ITEMS, USERS, EVENTS = 31, 23, 9
 WORDS = ("red", "green", "wool", "silk", "hat", "sock")

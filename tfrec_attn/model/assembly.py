@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn.config import Config
 from tfrec_attn.labels import LABELS
 from tfrec_attn.layers import AttentionWeightedCosine
 from tfrec_attn.model import encoders, tasks
@@ -13,6 +12,7 @@ from tfrec_attn.model.recommender import Recommender
 from tfrec_attn.model.states import Features
 from tfrec_attn.model.texts import Live
 from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower
+from tfrec_attn.settings.config import Config
 
 
 def build(

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tf_keras
 
 from tfrec_attn.model import blocks, quantization
-from tfrec_attn.sections import TUNINGS
+from tfrec_attn.settings.sections import TUNINGS
 
 
 class Beside(tf_keras.layers.Layer):

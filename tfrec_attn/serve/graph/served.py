@@ -15,7 +15,6 @@ from tfrec_attn.serve.graph.history import Histories
 from tfrec_attn.serve.graph.index import Index
 from tfrec_attn.serve.graph.lookup import Columns, Lookup, nothing, prefer
 
-
 # Items whose tokens are named at a time.
 BLOCK = 4096
 

@@ -1,0 +1,1 @@
+"""All settings: their sections, the file and the flags that change them."""

@@ -1,0 +1,1 @@
+"""From a built model to trained weights: stages, steps, what is kept of them."""
