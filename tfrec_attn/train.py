@@ -218,17 +218,9 @@ def _run(
     )
     best = max(h[config.train.monitor] for h in history)
     if prepared.goes_on:
-        before = untrained[config.train.monitor]
         trained = metrics.summary(validate())[config.train.monitor]
-        if before > trained:
-            incremental.go_back(model, out)
-            logger.warning(
-                "The model that this training went on from is better on the validation "
-                "fold, %.4f to %.4f: its weights are kept.",
-                before,
-                trained,
-            )
-        best = max(before, trained)
+        before = untrained[config.train.monitor]
+        best = incremental.keep_better(model, out, before, trained)
     if model.live:
         runs.keep_bert(out, prepared, model.live.bert)
     plots.learning_curves(history, out / "learning_curves.png")

@@ -1,5 +1,6 @@
 """Going on from a trained model with today's tables: its settings, and how it grows."""
 
+import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ import tensorflow as tf
 from tfrec_attn.run.knowledge import EVENTS, ROWS, Past
 from tfrec_attn.settings import config as config_lib
 from tfrec_attn.training import checkpoints
+
+logger = logging.getLogger(__name__)
 
 # Of a run that went on: the weights it began with, and which of them are not of its own.
 START, KNOWN = "start", "start-known"
@@ -135,12 +138,30 @@ def grown(out: Path) -> bool:
     return (out / "checkpoints" / f"{START}.index").exists()
 
 
-def go_back(model, out: Path) -> None:
-    """Makes the weights that a run began with those that are kept of it."""
-    kept, place = checkpoints.weights(model), out / "checkpoints"
-    checkpoints.read(kept, place / START).assert_consumed()
-    model.refresh()
-    checkpoints.copy(place / START, place / "best")
+def keep_better(model, out: Path, before: float, trained: float) -> float:
+    """Makes the weights that a run began with those that are kept of it, where they were
+    better.
+
+    Args:
+      model: As it was trained.
+      out: The run's folder.
+      before, trained: The validation metric of both.
+
+    Returns:
+      The better one.
+    """
+    if before > trained:
+        kept, place = checkpoints.weights(model), out / "checkpoints"
+        checkpoints.read(kept, place / START).assert_consumed()
+        model.refresh()
+        checkpoints.copy(place / START, place / "best")
+        logger.warning(
+            "The model that this training went on from is better on the validation fold, "
+            "%.4f to %.4f: its weights are kept.",
+            before,
+            trained,
+        )
+    return max(before, trained)
 
 
 class Origin:
