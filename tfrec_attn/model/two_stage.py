@@ -44,7 +44,7 @@ class TwoStage(Model):
         self.scorer, self.retrieval = scorer, retrieval
         self.feedback = tasks.Feedback()
         self.items, self.users = items, users
-        # How much of the score counts; `fit.settle` chooses it on the validation fold.
+        # How much of the score counts; `Keeper.settle` chooses it on the validation fold.
         self.share = self.add_weight("share", (), initializer="ones", trainable=False)
 
     def encode_items(self, block: int = 4096) -> ItemMatrices:
