@@ -144,7 +144,7 @@ def workers(given, *programs):
         running.append(
             subprocess.Popen(
                 [sys.executable, "-m", *program, *given],
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
                 env={**os.environ, **told},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
