@@ -38,12 +38,12 @@ CLIENTS = (1, 8)
 # Set in each client's process by `meet`: a barrier is inherited, not sent.
 _shared: dict[str, Any] = {}
 START_LIMIT = 180.0
-# One batch at a time, which both cores work on, of all eight clients if they come in time.
+# Two batches of four at a time: while the model has one, the clients make the next.
 BATCHING = """
-max_batch_size { value: 8 }
-batch_timeout_micros { value: 10000 }
+max_batch_size { value: 4 }
+batch_timeout_micros { value: 5000 }
 max_enqueued_batches { value: 100 }
-num_batch_threads { value: 1 }
+num_batch_threads { value: 2 }
 """
 
 
