@@ -96,17 +96,9 @@ def felt(found):
 # All of the step but what each replica draws for itself.
 LIVE = ["model.dropout=0", "model.id_dropout=0", "scorer.dropout=0"]
 LIVE += [f"loss.{name}={value}" for name, value in FEW.items()]
-OVERFITTING = [f"regularization.{name}={value}" for name, value in DRAWN.items()]
 WAYS = {
     "all losses": ["bert.tuning=all"],
-    "in chunks and parts, with a penalty and all that is drawn": [
-        "bert.tuning=adalora",
-        "bert.chunk=2",
-        "train.accumulate=2",
-        "loss.ranking=0",
-        "loss.feedback=0",
-        *OVERFITTING,
-    ],
+    "in parts, with a penalty": ["bert.tuning=adalora", "train.accumulate=2"],
 }
 
 
