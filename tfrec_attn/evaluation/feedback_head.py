@@ -9,12 +9,12 @@ from sklearn.metrics import classification_report, roc_auc_score
 from tfrec_attn.data import examples
 from tfrec_attn.evaluation import ranking
 from tfrec_attn.labels import LABELS
-from tfrec_attn.run.prepared import Prepared
+from tfrec_attn.run.prepared import InMemory
 
 LIKED = ("buy", "like")
 
 
-def measure(model, prepared: Prepared, fold: str) -> dict[str, Any]:
+def measure(model, prepared: InMemory, fold: str) -> dict[str, Any]:
     """Asks the head for the label of each event of a fold, of whatever label.
 
     Args:
@@ -67,7 +67,7 @@ def auc(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     return found
 
 
-def predict(model, prepared: Prepared, fold: str) -> tuple[np.ndarray, np.ndarray]:
+def predict(model, prepared: InMemory, fold: str) -> tuple[np.ndarray, np.ndarray]:
     """`[N]` labels of a fold's events and `[N, labels]` probabilities of the head."""
     past = prepared.events(prepared.split.known(fold))
     asked = prepared.events(getattr(prepared.split, fold))

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from tfrec_attn.data import examples
 from tfrec_attn.evaluation import comparison, plots
-from tfrec_attn.run.prepared import Prepared
+from tfrec_attn.run.prepared import InMemory
 
 FILES = ("report.md", "report.html", "evaluation.json", "ranks.csv")
 NAMES = {"hit": "HR", "recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "map": "MAP"}
@@ -36,7 +36,7 @@ def table(rows: Iterable[Mapping[str, str]]) -> str:
         return str(pl.DataFrame(list(rows)))
 
 
-def protocol(prepared: Prepared, fold: str, queries: examples.Examples) -> list[str]:
+def protocol(prepared: InMemory, fold: str, queries: examples.Examples) -> list[str]:
     """How the figures came about, and what they can therefore not be compared with.
 
     Args:

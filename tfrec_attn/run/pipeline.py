@@ -9,7 +9,7 @@ import logging
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +20,12 @@ from tfrec_attn.labels import LABELS
 from tfrec_attn.model import bert as bert_lib
 from tfrec_attn.model import texts
 from tfrec_attn.run import knowledge
-from tfrec_attn.run.prepared import Prepared, learned
+from tfrec_attn.run.prepared import InMemory, Prepared, learned
 from tfrec_attn.settings.config import Config, flat, load, paths
 
 logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound=Prepared)
 
 # Targets that stand for none, of an item that can be a negative.
 RARE = 1e-3
@@ -56,7 +58,7 @@ def _with_schema(config: Config, schema) -> Config:
 
 def prepare(
     config: Config, out: Path | None = None, past: knowledge.Past | None = None
-) -> Prepared:
+) -> InMemory:
     """Reads, splits and encodes.
 
     Args:
@@ -65,7 +67,7 @@ def prepare(
       past: What a training knew, to read the tables its way.
     """
     if config.data.prepared:
-        return stored(config, out, past)
+        return stored(config, InMemory, out, past)
     config, found = read(config, out)
     found = past.ordered(found, user_id=config.model.user_id) if past else found
     _require_several(found)
@@ -83,26 +85,25 @@ def prepare(
     counts = counted(split.train)
     targets = counted(learned(config, split, old)) if old is not None else counts
     return _made(
-        Prepared, config, found, split, counts, targets, out=out, past=past, old=old
+        InMemory, config, found, split, counts, targets, out=out, past=past, old=old
     )
 
 
 def stored(
     config: Config,
+    kind: type[Kind],
     out: Path | None = None,
     past: knowledge.Past | None = None,
-    kind: type[Prepared] = Prepared,
-) -> Prepared:
+) -> Kind:
     """Of the folder that `data.prepared` names; arguments and errors as of `prepare`.
 
     Args:
-      kind: `Prepared`, which has all interactions in memory, or one that reads them as
-        they are needed.
+      kind: `InMemory`, or what reads the interactions as they are needed.
     """
     kept = folder.Folder.of(Path(config.data.prepared or ""))
     _require_same(config, kept)
     _require_from(kept, past)
-    whole = kind is Prepared
+    whole = kind is InMemory
     found = kept.tables(with_events=whole)
     _require_several(found)
     config = _with_schema(config, found.schema)
@@ -162,12 +163,12 @@ def _require_from(kept: folder.Folder, past: knowledge.Past | None) -> None:
 
 
 def _made(
-    make: type[Prepared], config, found, split, counts, targets, *, out, past, **more
-) -> Prepared:
+    make: type[Kind], config, found, split, counts, targets, *, out, past, **more
+) -> Kind:
     """What a run stands on, out of its tables.
 
     Args:
-      make: `Prepared`, or what is one.
+      make: What is made.
       config, found, split: With their schema; tables; the split.
       counts: `[I]` positive events of training.
       targets: `[I]` of these, those that are learned.
@@ -278,7 +279,7 @@ def _encoded(folder: Path, ids: np.ndarray, cache: Path | None) -> np.ndarray:
     return hidden
 
 
-def with_items(prepared: Prepared, path: Path) -> Prepared:
+def with_items(prepared: InMemory, path: Path) -> InMemory:
     """The same with the items of a table that the run has not seen: they have no id token
     and no event, and are what their text and columns say. Items it knows stay as they were.
 

@@ -1,11 +1,12 @@
 """What a run stands on, and what of it is learned."""
 
+import abc
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn.data import catalog, examples, folder, splits, tables
+from tfrec_attn.data import catalog, examples, folder, shards, splits, tables
 from tfrec_attn.labels import LABELS
 from tfrec_attn.model import texts
 from tfrec_attn.run import knowledge
@@ -13,8 +14,8 @@ from tfrec_attn.settings.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What a run stands on.
+class Prepared(abc.ABC):
+    """What a run stands on, wherever its interactions are.
 
     Attributes:
       config: With the schema that was inferred.
@@ -63,6 +64,38 @@ class Prepared:
         """`[labels]` bool."""
         return np.isin(LABELS, self.config.examples.positives)
 
+    @abc.abstractmethod
+    def training(self) -> examples.Examples | shards.Shards:
+        """Windows over the training fold. Its events are all targets of the feedback head,
+        the positive ones of retrieval and ranking too."""
+
+    @abc.abstractmethod
+    def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
+        """One example for each new positive event of `validation` or `test`: what the
+        user already had in the earlier folds is no target, as it is never recommended.
+
+        Args:
+          fold: `validation` or `test`.
+          most: Examples to draw where there are more, always the same; all by default.
+        """
+
+    @abc.abstractmethod
+    def queries(self, fold: str) -> int:
+        """How many examples `held_out` has."""
+
+    @abc.abstractmethod
+    def repeated(self, fold: str) -> int:
+        """How many events of a fold are no targets as their users have had the item."""
+
+    @abc.abstractmethod
+    def positives_of(self) -> tf.RaggedTensor:
+        """`[users, None]` item rows of each user's training positives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory(Prepared):
+    """With all interactions in `tables`."""
+
     def events(self, rows: np.ndarray) -> examples.Events:
         """Some rows of the interactions, sorted."""
         column = lambda name: self.tables.interactions[name].to_numpy()
@@ -76,38 +109,26 @@ class Prepared:
         )
 
     def training(self) -> examples.Examples:
-        """Windows over the training fold. Its events are all targets of the feedback head,
-        the positive ones of retrieval and ranking too."""
         past, settings = self.events(self.split.train), self.config.examples
         goal = self.events(learned(self.config, self.split, self.old))
         return examples.make(past, goal, length=settings.history, count=settings.targets)
 
     def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
-        """One example for each new positive event of `validation` or `test`: what the
-        user already had in the earlier folds is no target, as it is never recommended.
-
-        Args:
-          fold: `validation` or `test`.
-          most: Examples to draw where there are more, always the same; all by default.
-        """
         past, goal, fresh = self._goal(fold)
         wanted = np.flatnonzero(fresh & self.label_is_positive[goal.feedback])
         goal = goal.take(wanted[drawn(len(wanted), most)])
         return examples.make(past, goal, length=self.config.examples.history)
 
     def queries(self, fold: str) -> int:
-        """How many examples `held_out` has."""
         return len(self.held_out(fold))
 
     def positives_of(self) -> tf.RaggedTensor:
-        """`[users, None]` item rows of each user's training positives."""
         past = self.events(self.split.train)
         past = past.take(np.flatnonzero(self.label_is_positive[past.feedback]))
         sizes = np.bincount(past.user, minlength=len(self.users))
         return tf.RaggedTensor.from_row_lengths(past.item, sizes)
 
     def repeated(self, fold: str) -> int:
-        """How many events of a fold are no targets as their users have had the item."""
         return int((~self._goal(fold)[2]).sum())
 
     def _goal(self, fold: str):

@@ -8,7 +8,7 @@ histories of all users in any case.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +23,7 @@ def prepare(
     config: Config, out: Path | None = None, past: knowledge.Past | None = None
 ) -> "Streamed":
     """As `pipeline.prepare`, of the folder that `data.prepared` names."""
-    return cast(Streamed, pipeline.stored(config, out, past, Streamed))
+    return pipeline.stored(config, Streamed, out, past)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,7 @@ class Streamed(Prepared):
     def _folder(self) -> folder.Folder:
         return cast(folder.Folder, self.kept)
 
-    def events(self, rows: np.ndarray) -> examples.Events:
-        raise NotImplementedError("The interactions are on disk: see pipeline.prepare.")
-
-    def training(self) -> Any:
+    def training(self) -> shards.Shards:
         """`shards.Shards` over the training fold."""
         settings = self.config.examples
         return shards.Shards(
@@ -73,11 +70,9 @@ class Streamed(Prepared):
         )
 
     def queries(self, fold: str) -> int:
-        """How many examples a fold has."""
         return self._folder.total(f"{fold} queries")
 
     def repeated(self, fold: str) -> int:
-        """How many events of a fold are no targets as their users have had the item."""
         return self._folder.total(f"{fold} repeated")
 
     def counts_before(self, fold: str) -> np.ndarray:
