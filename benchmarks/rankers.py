@@ -225,7 +225,7 @@ def train(run: Path, variant: Variant, out: Path):
     keeper = Keeper(model, validate, out, config.train, "ranking", [])
     fit.run_stage(keeper, prepared.training(), config.train.ranking_epochs)
     keeper.end()
-    keeper.settle()
+    keeper.settle(lambda: evaluate.weigh(model, prepared, most=most))
     return model, prepared
 
 
@@ -236,7 +236,7 @@ def row(name: str, found: list[Found], first: list[Found]) -> dict[str, str]:
         "ranker": name,
         "gain on validation": gain(of("before"), of("full")),
         "over the first line": gain(of("full", first), of("full")),
-        "share": " ".join(f"{one.share:g}" for one in found),
+        "share": " ".join(f"{one.share:.2g}" for one in found),
         METRIC: f"{np.mean([one.ranking.mean() for one in found]):.4f}",
         "each": " ".join(f"{one.ranking.mean():.4f}" for one in found),
         "gain": gain(of("retrieval"), of("ranking")),

@@ -40,6 +40,7 @@ def trained(out, model, *, resume=False, **changes):
         model,
         shop()[0],
         weighed(model),
+        lambda: float(weighed(model)()["ndcg@10"][0]),
         settings=settings(**given),
         out=out,
         resume=resume,

@@ -13,8 +13,10 @@ from scipy import stats
 
 from tfrec_attn import metrics
 from tfrec_attn.data import examples
-from tfrec_attn.evaluation import baselines, comparison, ranking
+from tfrec_attn.evaluation import baselines, comparison, ranking, weighing
 from tfrec_attn.run.prepared import Prepared
+
+logger = logging.getLogger(__name__)
 
 KS = (5, 10, 20)
 
@@ -50,6 +52,26 @@ def evaluate(
     shortlist = settings.shortlist if shortlist is None else shortlist
     score = ranking.of_model(model, shortlist, settings.tokens)
     return asked.by_user(asked.ask("", score, KS))
+
+
+def weigh(model, prepared: Prepared, *, most: int | None = None) -> float:
+    """How much the scorer's score counts, as the validation fold says; see `weighing`.
+
+    Args:
+      model: Trained.
+      prepared: The run's data.
+      most: Queries to draw where there are more; all by default.
+    """
+    if not (size := prepared.config.index.shortlist):
+        return 0.0
+    queries = comparison.fold(prepared, "validation", most).queries
+    found = weighing.weigh(weighing.shortlists(model, queries, len(prepared.items), size))
+    logger.info(
+        "share of the scorer: %.3g, as with it the validation's targets are likelier by "
+        "%.4f ± %.4f nats (standard error)",
+        *found,
+    )
+    return found.share
 
 
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:

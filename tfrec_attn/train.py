@@ -197,6 +197,7 @@ def _run(
     validate = distribution.by_chief(
         strategy, lambda: evaluate.evaluate(model, prepared, "validation", most=most)
     )
+    weigh = lambda: evaluate.weigh(model, prepared, most=most)
     untrained = metrics.summary(validate())
     if config.train.monitor not in untrained:
         raise ValueError(
@@ -210,6 +211,7 @@ def _run(
         model,
         prepared.training(),
         validate,
+        lambda: distribution.from_chief(strategy, weigh),
         settings=config.train,
         out=out,
         resume=resume,

@@ -34,10 +34,9 @@ class Validation:
         return {"ndcg@10": np.array([figure]), "hr@10": np.array([0.5])}
 
 
-def train(model, validate, out, *, resume=False, **changes):
-    return fit.fit(
-        model, shop()[0], validate, settings=settings(**changes), out=out, resume=resume
-    )
+def train(model, validate, out, *, weigh=lambda: 1.0, resume=False, **changes):
+    made = settings(**changes)
+    return fit.fit(model, shop()[0], validate, weigh, settings=made, out=out, resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -152,31 +151,22 @@ def test_the_stages_of_a_training(settings_, loss, want):
     assert fit.stages(made.train, made.loss) == want
 
 
-@pytest.mark.parametrize(
-    ("figures", "chosen"),
-    [
-        # Gains of 0, 0, 0 and 4 have the mean 1 and the standard error √3 / 2; gains of 8,
-        # -4, 8 and -8 have the mean 1 and a standard error of √51 / 2.
-        (lambda share: np.full(4, -abs(share - 0.5)), 0.5),
-        (lambda share: share * np.array([0, 0, 0, 4.0]), 2.0),
-        (lambda share: share * np.array([8, -4, 8, -8.0]), 0.0),
-        (lambda share: np.full(4, -share), 0.0),
-        (lambda share: np.full(4, 0.2), 0.0),
-    ],
-    ids=["best in between", "sure", "not sure", "worse", "all alike"],
-)
-def test_the_scorer_counts_as_much_as_surely_helps_on_the_validation_fold(
-    figures, chosen, tmp_path
-):
+def test_the_share_of_the_scorer_is_asked_of_the_best_weights_and_kept(tmp_path):
     model = build()
-    validate = lambda: {"ndcg@10": figures(float(model.share))}
-    train(model, validate, tmp_path, epochs=1)
-    assert model.share == chosen
+    validate, asked = Validation(model, 0.3, 0.2), []
+
+    def weigh():
+        asked.append(values(model))
+        return 0.7
+
+    train(model, validate, tmp_path, weigh=weigh, epochs=2)
+    assert len(asked) == 1
+    assert all(map(np.array_equal, asked[0], validate.seen[0]))
+    assert model.share == np.float32(0.7)
     again = build()
-    checkpoints.weights(again).read(
-        str(tmp_path / "checkpoints" / "best")
-    ).assert_consumed()
-    assert again.share == chosen
+    best = str(tmp_path / "checkpoints" / "best")
+    checkpoints.weights(again).read(best).assert_consumed()
+    assert again.share == np.float32(0.7)
 
 
 def test_what_is_kept_is_the_model_and_no_optimizer(stopped):

@@ -41,16 +41,9 @@ def answers(score: Score, queries: Examples, n_items: int, *, k: int = 0) -> Ans
       n_items: I.
       k: Length of the lists.
     """
-    history = queries.history
-    n_users = 1 + max(queries.user.max(initial=0), history.user.max(initial=0))
-    known = metrics.item_lists(history.user, history.item, n_users)
     rank, listed = [], []
-    size = max(1, min(LARGEST_BATCH, MOST_SCORES // n_items))
-    for index in chunks(len(queries), size):
+    for index, left_out in in_batches(queries, n_items):
         target = queries.targets.item[index]
-        left_out = [
-            known.indices[slice(*known.indptr[u : u + 2])] for u in queries.user[index]
-        ]
         scores = score(queries, index, mask_of(left_out, n_items))
         rank.append(metrics.ranks(scores, list(target[:, None]), left_out))
         if k:
@@ -58,6 +51,20 @@ def answers(score: Score, queries: Examples, n_items: int, *, k: int = 0) -> Ans
     return Answers(
         np.concatenate(rank), np.concatenate(listed) if k else np.zeros((len(queries), 0))
     )
+
+
+def in_batches(
+    queries: Examples, n_items: int
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Places of some queries `[B]`, and for each the rows of the items that its user knows:
+    these are left out."""
+    history = queries.history
+    n_users = 1 + max(queries.user.max(initial=0), history.user.max(initial=0))
+    known = metrics.item_lists(history.user, history.item, n_users)
+    of = lambda user: known.indices[slice(*known.indptr[user : user + 2])]
+    size = max(1, min(LARGEST_BATCH, MOST_SCORES // n_items))
+    for index in chunks(len(queries), size):
+        yield index, [of(user) for user in queries.user[index]]
 
 
 def mask_of(left_out, n_items: int) -> np.ndarray:
@@ -105,8 +112,7 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
         cosine = tf.matmul(user.query, matrices.pooled, transpose_b=True)
         if not shortlist or tf.equal(model.share, 0.0):
             return cosine.numpy()
-        usable = tf.where(blocked, -np.inf, cosine)
-        best = tf.math.top_k(usable, min(shortlist, blocked.shape[1])).indices
+        best = shortlisted(cosine, blocked, shortlist)
         scores = cosine.numpy().astype(np.float64)
         # Above every cosine: what is re-ranked stays ahead of what is not.
         logits = 1e6 + rank(model, user, matrices, best).numpy().astype(np.float64)
@@ -114,6 +120,12 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
         return scores
 
     return score
+
+
+def shortlisted(cosine, blocked: np.ndarray, size: int):
+    """`[B, C]` rows of the best of `[B, I]` that are not left out, C at most `size`."""
+    usable = tf.where(blocked, -np.inf, cosine)
+    return tf.math.top_k(usable, min(size, blocked.shape[1])).indices
 
 
 def chunks(count: int, size: int) -> Iterator[np.ndarray]:
@@ -136,7 +148,16 @@ def users(model, matrices, queries: Examples, index: np.ndarray):
 
 def rank(model, user, matrices, rows):
     """`[B, C]` ranking logits of the items at `rows` `[B, C]`."""
-    take = lambda value: tf.gather(value, rows)
-    return model.rank_at(
-        user, take(matrices.pooled), take(matrices.tokens), take(matrices.mask)
-    )
+    return model.rank_at(user, *_taken(matrices, rows))
+
+
+def opinions(model, user, matrices, rows):
+    """The retrieval's and the scorer's logits of the items at `rows`, `[B, C]` each."""
+    return model.opinions_at(user, *_taken(matrices, rows))
+
+
+def _taken(matrices, rows):
+    return [
+        tf.gather(value, rows)
+        for value in (matrices.pooled, matrices.tokens, matrices.mask)
+    ]

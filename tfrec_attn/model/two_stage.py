@@ -44,7 +44,7 @@ class TwoStage(Model):
         self.scorer, self.retrieval = scorer, retrieval
         self.feedback = tasks.Feedback()
         self.items, self.users = items, users
-        # How much of the score counts; `Keeper.settle` chooses it on the validation fold.
+        # How much of the score counts; `weighing.weigh` chooses it on the validation fold.
         self.share = self.add_weight("share", (), initializer="ones", trainable=False)
 
     def encode_items(self, block: int = 4096) -> ItemMatrices:
@@ -125,9 +125,14 @@ class TwoStage(Model):
         Returns:
           `[B, C]` logits.
         """
+        retrieval, score = self.opinions(user, pooled, tokens, mask)
+        return retrieval + self.share * score
+
+    def opinions(self, user: UserState, pooled, tokens, mask):
+        """The retrieval's logit and the scorer's, `[B, C]` each; see `rank`."""
         cosine = tf.einsum("bd,bcd->bc", user.query, pooled)
         score = self._score(user, tokens, mask)
-        return tf.exp(self.retrieval.log_scale) * cosine + self.share * score
+        return tf.exp(self.retrieval.log_scale) * cosine, score
 
     def label(self, user: UserState, pooled, tokens, mask):
         """`[B, labels]` logits of the label that each user will give one item: `[B, d]`,
@@ -156,6 +161,11 @@ class TwoStage(Model):
     def rank_at(self, user, pooled, tokens, mask):
         """`rank` as a graph."""
         return self.rank(user, pooled, tokens, mask)
+
+    @tf.function(reduce_retracing=True)
+    def opinions_at(self, user, pooled, tokens, mask):
+        """`opinions` as a graph."""
+        return self.opinions(user, pooled, tokens, mask)
 
     def warm_up(self) -> None:
         """Makes all weights, by a call on one made-up user."""

@@ -33,6 +33,7 @@ def fit(
     model: Recommender,
     examples: Examples | Shards,
     validate: Callable[[], dict[str, Any]],
+    weigh: Callable[[], float],
     *,
     settings: Any,
     out: Path,
@@ -46,6 +47,7 @@ def fit(
       model: Built inside its strategy's scope.
       examples: Of training, in memory or on disk.
       validate: Gives the metrics of the validation fold by name, of each user.
+      weigh: Gives how much of the scorer's score counts, once it is trained.
       settings: See `sections.Train`.
       out: Run folder: `checkpoints/` holds the last states and the best weights,
         `history.jsonl` a line an epoch.
@@ -73,7 +75,7 @@ def fit(
         keeper = Keeper(model, validate, out, settings, stage, history, preemption)
         run_stage(keeper, examples, epochs, resume=resume, monitors=monitors)
         keeper.end()
-    keeper.settle()
+    keeper.settle(weigh)
     return history
 
 

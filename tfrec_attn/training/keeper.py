@@ -8,6 +8,7 @@ be made of it after it. So there is no moment at which a kill leaves files that 
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,6 @@ from tfrec_attn.training.checkpoints import weights
 from tfrec_attn.training.preemption import Preempted, Preemption
 
 logger = logging.getLogger(__name__)
-
-# Of the scorer's score in the ranking logit; see `Keeper.settle`.
-SHARES = (2.0, 1.0, 0.5, 0.25, 0.0)
 
 
 class Keeper(tf_keras.callbacks.Callback):
@@ -245,27 +243,15 @@ class Keeper(tf_keras.callbacks.Callback):
         """Gives the stage's best weights the name by which others take them."""
         checkpoints.copy(self._best(), self.place / f"best-{self.stage}")
 
-    def settle(self) -> None:
-        """Takes the best epoch's weights, and chooses how much the scorer's score counts:
-        what is best on the validation fold, where it gains more than its standard error
-        over the retrieval's order, and else nothing.
+    def settle(self, weigh: Callable[[], float]) -> None:
+        """Takes the best epoch's weights, and the share at which the scorer counts.
 
-        References:
-          - The rule of one standard error: Breiman et al., 1984, Classification and
-            Regression Trees, section 3.4.3.
+        Args:
+          weigh: See `fit.fit`; not called where there is no ranking.
         """
-        model, found = self.recommender, {}
-        kept = weights(model)
+        model, kept = self.recommender, weights(self.recommender)
         checkpoints.read(kept, self.place / f"best-{self.stage}").assert_consumed()
         model.refresh()
-        for share in SHARES if model.settings.ranking else ():
-            model.share.assign(share)
-            found[share] = np.atleast_1d(self.validate()[self.monitor])
-        gains = {share: values - found[0.0] for share, values in found.items()}
-        sure = [s for s, g in gains.items() if g.mean() > g.std() / len(g) ** 0.5]
-        share = max(sure, key=lambda s: gains[s].mean(), default=0.0)
-        model.share.assign(share)
+        model.share.assign(weigh() if model.settings.ranking else 0.0)
         self._tell()
         checkpoints.write(kept, self.place / "best")
-        tried = ", ".join(f"{s:g}: {values.mean():.4f}" for s, values in found.items())
-        logger.info("share of the scorer: %g (%s)", share, tried or "not trained")

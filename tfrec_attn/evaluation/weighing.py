@@ -1,0 +1,116 @@
+"""How much the scorer counts beside the retrieval: chosen on held-out events.
+
+Letters: Q queries, C candidates.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from scipy import optimize, special
+
+from tfrec_attn.data.examples import Examples
+from tfrec_attn.evaluation import ranking
+
+# Of the retrieval's logit: there is no share of nothing.
+LEAST = 1e-3
+
+
+class Shortlists(NamedTuple):
+    """What both stages say of the candidates of Q queries, with the target among them.
+
+    Attributes:
+      logits: `[Q, C, 2]`, the retrieval's and the scorer's.
+      real: `[Q, C]` bool; the others are known to the user.
+      target: `[Q]` place of the target.
+      user: `[Q]`
+    """
+
+    logits: np.ndarray
+    real: np.ndarray
+    target: np.ndarray
+    user: np.ndarray
+
+
+class Weighed(NamedTuple):
+    """Attributes:
+    share: Of the scorer's score, added to the retrieval's logit.
+    gain: By which the score raises the mean log-likelihood of a user's targets, in nats.
+    error: Its standard error over the users.
+    """
+
+    share: float
+    gain: float
+    error: float
+
+
+def shortlists(model, queries: Examples, n_items: int, size: int) -> Shortlists:
+    """The shortlists that the model would re-rank, those without the target left out.
+
+    Args:
+      model: A trained `recommender.Recommender`.
+      queries: Held-out events, one target each.
+      n_items: Items of the catalogue.
+      size: C, of which no more are taken than there are.
+    """
+    matrices, found = model.encode_items(), []
+    for index, left_out in ranking.in_batches(queries, n_items):
+        blocked = ranking.mask_of(left_out, n_items)
+        user = ranking.users(model, matrices, queries, index)
+        cosine = tf.matmul(user.query, matrices.pooled, transpose_b=True)
+        rows = ranking.shortlisted(cosine, blocked, size)
+        both = ranking.opinions(model, user, matrices, rows)
+        is_target = rows.numpy() == queries.targets.item[index][:, None]
+        there = is_target.any(1)
+        found.append(
+            (
+                np.stack(both, -1).astype(np.float64)[there],
+                ~np.take_along_axis(blocked, rows.numpy(), 1)[there],
+                is_target.argmax(1)[there],
+                queries.user[index][there],
+            )
+        )
+    return Shortlists(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def weigh(lists: Shortlists) -> Weighed:
+    """The share at which the targets are likeliest, as choices among their shortlists.
+
+    The factors of both logits are fitted, so that the share does not depend on how sure
+    either of them is. Every user counts alike. A gain within its standard error is none:
+    then the share is 0.
+
+    References:
+      - The conditional logit: McFadden, 1974, Conditional Logit Analysis of Qualitative
+        Choice Behavior.
+      - A second stage's weight, fitted on held-out predictions: Wolpert, 1992, Stacked
+        Generalization.
+      - The rule of one standard error: Breiman et al., 1984, Classification and Regression
+        Trees, section 3.4.3.
+    """
+    _, user, count = np.unique(lists.user, return_inverse=True, return_counts=True)
+    if not len(user):
+        return Weighed(0.0, 0.0, 0.0)
+    by_user = lambda values: np.bincount(user, values) / count
+
+    def likelihood(factors):
+        """`[Q]` log-likelihoods, and `[Q, 2]` their slopes."""
+        logits = np.where(lists.real, lists.logits @ factors, -np.inf)
+        log = special.log_softmax(logits, -1)
+        own = np.take_along_axis(lists.logits, lists.target[:, None, None], 1)[:, 0]
+        mean = np.einsum("qc,qcf->qf", np.exp(log), lists.logits)
+        return np.take_along_axis(log, lists.target[:, None], 1)[:, 0], own - mean
+
+    def loss(factors):
+        value, slope = likelihood(factors)
+        slope = [by_user(part).mean() for part in slope.T]
+        return -by_user(value).mean(), -np.array(slope)
+
+    def fitted(most: float | None):
+        bounds = ((LEAST, None), (0.0, most))
+        return optimize.minimize(loss, (1.0, 0.0), jac=True, bounds=bounds).x
+
+    alone, both = fitted(0.0), fitted(None)
+    gains = by_user(likelihood(both)[0] - likelihood(alone)[0])
+    gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
+    return Weighed(float(both[1] / both[0]) if gain > error else 0.0, gain, error)
