@@ -1,6 +1,7 @@
 """What every test needs: Keras 2 under tf.keras, and two logical CPUs."""
 
 import contextlib
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -22,6 +23,15 @@ def pytest_configure():
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kept_graphs():
+    """What outlives a module, mostly TensorFlow's graphs, is set apart: Python's collector
+    would go through all of it again and again, for minutes at the end of the tests."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def test_a_strong_pull_holds_the_weights_and_no_stage_moves_those_of_another(
 def test_a_training_that_makes_it_worse_keeps_what_it_began_with(
     base, today, tmp_path, monkeypatch, caplog
 ):
-    def ruined(model, examples, validate, *, out, **how):
+    def ruined(model, examples, validate, weigh, *, out, **how):
         for variable in model.trainable_variables:
             variable.assign(tf.zeros_like(variable))
         model.refresh()
