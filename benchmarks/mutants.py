@@ -21,6 +21,7 @@ TESTS = {
     "model/forward": ("tests/model/test_texts.py",),
     "model/tuning": ("tests/model/test_tuning.py",),
     "training/optimizers": ("tests/training/test_optimizers.py",),
+    "evaluation/weighing": ("tests/evaluation/test_weighing.py",),
     "serve/graph/nearest": ("tests/serve/graph/test_nearest.py",),
     "serve/graph/clusters": ("tests/serve/graph/test_nearest.py",),
     "serve/graph/conditions": ("tests/serve/graph/test_conditions.py",),
@@ -568,5 +569,35 @@ MUTATIONS = [
         "tf.math.divide_no_nan(scores - low, span)",
         "scores - low",
         "serve/graph/diversity",
+    ),
+    Mutation(
+        "slope of the likelihood",
+        "own - mean",
+        "mean - own",
+        "evaluation/weighing",
+    ),
+    Mutation(
+        "a gain that is not sure counts",
+        "gain > error",
+        "gain > 0",
+        "evaluation/weighing",
+    ),
+    Mutation(
+        "known items are candidates",
+        "lists.logits @ factors, -np.inf",
+        "lists.logits @ factors, 0.0",
+        "evaluation/weighing",
+    ),
+    Mutation(
+        "share not by the retrieval's factor",
+        "both[1] / both[0]",
+        "both[1]",
+        "evaluation/weighing",
+    ),
+    Mutation(
+        "queries count alike, not users",
+        "-by_user(value).mean()",
+        "-value.mean()",
+        "evaluation/weighing",
     ),
 ]

@@ -62,13 +62,17 @@ def weigh(model, prepared: Prepared, *, most: int | None = None) -> float:
       prepared: The run's data.
       most: Queries to draw where there are more; all by default.
     """
-    if not (size := prepared.config.index.shortlist):
+    index = prepared.config.index
+    if not index.shortlist:
         return 0.0
     queries = comparison.fold(prepared, "validation", most).queries
-    found = weighing.weigh(weighing.shortlists(model, queries, len(prepared.items), size))
+    lists = weighing.shortlists(
+        model, queries, len(prepared.items), index.shortlist, index.tokens
+    )
+    found = weighing.weigh(lists)
     logger.info(
-        "share of the scorer: %.3g, as with it the validation's targets are likelier by "
-        "%.4f ± %.4f nats (standard error)",
+        "share of the scorer: %.3g (it makes the validation's targets likelier by %.4f "
+        "nats, standard error %.4f)",
         *found,
     )
     return found.share

@@ -107,6 +107,27 @@ def test_a_list_longer_than_what_is_left_has_places_that_are_not_real():
     assert np.take_along_axis(found.real, found.target[:, None], 1).all()
 
 
+class Thirds(Opinionated):
+    """Its scorer's logit is the item's token, a third of its row."""
+
+    def encode_items(self):
+        matrices = super().encode_items()
+        return matrices._replace(tokens=matrices.tokens / 3)
+
+    def rank_at(self, user, pooled, tokens, mask):
+        return tokens[..., 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_scorer_is_weighed_as_it_is_served(dtype):
+    queries = examples.make(events(PAST), events(GOAL), length=1)
+    model = Thirds(-np.arange(ITEMS), np.zeros(ITEMS))
+    found = weighing.shortlists(model, queries, ITEMS, 99, dtype)
+    rows = -found.logits[..., 0]
+    want = (rows.astype(np.float32) / np.float32(3)).astype(dtype)
+    np.testing.assert_array_equal(found.logits[..., 1], want)
+
+
 def test_no_target_in_any_list_tells_nothing():
     queries = examples.make(events(PAST), events(GOAL[:1]), length=1)
     model = Opinionated(np.arange(ITEMS), np.zeros(ITEMS))

@@ -103,9 +103,7 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
       shortlist: Items that are re-ranked; 0 is the retrieval alone.
       tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
-    matrices = model.encode_items()
-    kept = stored.unpack(stored.pack(matrices.tokens, tokens))
-    matrices = matrices._replace(tokens=kept)
+    matrices = encoded(model, tokens)
 
     def score(queries, index, blocked):
         user = users(model, matrices, queries, index)
@@ -120,6 +118,13 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
         return scores
 
     return score
+
+
+def encoded(model, tokens: str):
+    """The catalogue's `states.ItemMatrices` as they are served; see `of_model`."""
+    matrices = model.encode_items()
+    kept = stored.unpack(stored.pack(matrices.tokens, tokens))
+    return matrices._replace(tokens=kept)
 
 
 def shortlisted(cosine, blocked: np.ndarray, size: int):

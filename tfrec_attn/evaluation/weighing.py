@@ -44,7 +44,9 @@ class Weighed(NamedTuple):
     error: float
 
 
-def shortlists(model, queries: Examples, n_items: int, size: int) -> Shortlists:
+def shortlists(
+    model, queries: Examples, n_items: int, size: int, tokens: str = "float32"
+) -> Shortlists:
     """The shortlists that the model would re-rank, those without the target left out.
 
     Args:
@@ -52,8 +54,9 @@ def shortlists(model, queries: Examples, n_items: int, size: int) -> Shortlists:
       queries: Held-out events, one target each.
       n_items: Items of the catalogue.
       size: C, of which no more are taken than there are.
+      tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
-    matrices, found = model.encode_items(), []
+    matrices, found = ranking.encoded(model, tokens), []
     for index, left_out in ranking.in_batches(queries, n_items):
         blocked = ranking.mask_of(left_out, n_items)
         user = ranking.users(model, matrices, queries, index)
