@@ -1,5 +1,7 @@
 """Publishing a version: all of it or nothing, and the mistakes of the command."""
 
+from unittest import mock
+
 import pytest
 import tensorflow as tf
 import toys
@@ -14,7 +16,9 @@ def toy_module(monkeypatch):
     double = lambda text: {"twice": tf.strings.join([text, text])}
     signatures = {"serving_default": toys.signature(double, text=toys.TEXTS)}
     monkeypatch.setattr(export, "signatures", lambda served, only: signatures)
-    return tf.Module()
+    module = tf.Module()
+    module.index = mock.Mock()
+    return module
 
 
 def test_a_version_appears_when_it_has_passed(toy_module, tmp_path):

@@ -37,9 +37,12 @@ class FeatureTokens(tf_keras.layers.Layer):
         return tf.concat([t for t, _ in pairs], 1), tf.concat([m for _, m in pairs], 1)
 
     def summary(self, features, training=None):
-        """Returns `[R, d]`: the sum over columns of the mean of their real tokens."""
+        """Returns `[R, d]`: the sum over columns of the mean of their real tokens. Without
+        `id` the rows are of nobody: an unknown id adds nothing."""
         total = 0.0
         for name, encoder in self.encoders.items():
+            if name == "id" and name not in features:
+                continue
             if name == "text":
                 real = tf.reduce_any(features["text_mask"], -1)[:, None]
                 mean = encoder.project(features["text_mean"], training=training)

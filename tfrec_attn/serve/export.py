@@ -133,6 +133,7 @@ def write(
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=base))
     try:
         calls = signatures(served, only)
+        served.index.keep_read(calls.values())
         tf.saved_model.save(served, str(partial), signatures=calls)
         _write_warm_up(partial, calls, base.resolve().name)
         reloaded = tf.saved_model.load(str(partial))

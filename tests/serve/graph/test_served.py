@@ -95,6 +95,21 @@ def test_a_new_item_is_near_its_twin(shop_live, client):
     ].tolist() == [True]
 
 
+def test_no_table_over_all_items_is_saved_that_nothing_reads(shop_live, shop_base):
+    """Their vectors are there; the ids that they came from are not needed again."""
+    model, _, _ = shop_live
+    tower = model.item_tower
+    tables = [tower.candidate_id.table, tower.event_id.table]
+    tables.append(tower.features.encoders["id"].table)
+    saved = tf.train.load_checkpoint(str(shop_base / "1" / "variables" / "variables"))
+    shapes = saved.get_variable_to_shape_map()
+    values = [saved.get_tensor(name) for name in shapes if "index/weights" in name]
+    assert values
+    for table in tables:
+        same = [v for v in values if v.shape == table.shape and (v == table).all()]
+        assert not same
+
+
 @pytest.mark.parametrize("value", ["old", "3 4", "1e", "--3"])
 def test_what_is_no_number_is_named(client, value):
     with pytest.raises(ServerError, match=f"user_age must be a number.*{value}") as caught:

@@ -47,6 +47,12 @@ class Index(tf.Module):
         """The trained recommender."""
         return self._model()
 
+    def keep_read(self, calls):
+        """Leaves out of what is saved the weights that none of some concrete functions
+        reads, such as a table over all items whose vectors are there already."""
+        read = {id(tensor) for call in calls for tensor in call.captured_inputs}
+        self.weights = [weight for weight in self.weights if id(weight.handle) in read]
+
     def search(self, user, rules, k, diversity=None):
         """The best items of each user that the rules allow. Of equal cosines or scores the
         first comes first: by row in the shortlist, by place in the shortlist in the answer.

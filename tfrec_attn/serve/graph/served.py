@@ -152,9 +152,7 @@ class Served(tf.Module):
     def embed_item(self, **request):
         """`embed_item`: the pooled unit vector of items the model has never seen."""
         features = self.item_columns.parse(request)
-        batch = tf.shape(next(iter(request.values())))[0]
-        features["id"] = tf.zeros([batch], tf.int32)
-        truncated = tf.zeros([batch], tf.bool)
+        truncated = tf.zeros(tf.shape(next(iter(request.values())))[:1], tf.bool)
         if self.encoder is not None:
             text, truncated = self.encoder(request["text"])
             features |= text
