@@ -6,10 +6,11 @@ r"""Going on from a trained model against training from zero, as events come in.
 The earliest 70 % of MovieLens-100K's ratings are what a first model is trained on. Then all
 of them are there: of the others the last fifth is the test, the fifth before it the
 validation fold, of every row of the table. `as it was` is the first model with today's
-items and histories; the others go on from it, or are trained from zero on all that is not
-held out. Prints a Markdown table: NDCG@10 on the test fold, of all users, of those that the
-first model knew and of the others, and the minutes of the training. What `--out` holds is
-not trained again.
+items and histories; the others go on from it, by the same settings, or are trained from
+zero on all that is not held out. Prints a Markdown table: NDCG@10 on the validation fold,
+by which a row is chosen, and on the test fold, of all users, of those that the first model
+knew and of the others, and the minutes of the training. What `--out` holds is not trained
+again.
 """
 
 import argparse
@@ -60,13 +61,17 @@ def train(out: Path, arguments: list[str]) -> float:
 def row(name: str, loaded, known: set[str], minutes: float) -> dict[str, str]:
     """A line of the table."""
     model, prepared = loaded
-    found = evaluate.evaluate(model, prepared, "test")["ndcg@10"]
+    chosen_by, found = (
+        evaluate.evaluate(model, prepared, fold)["ndcg@10"]
+        for fold in ("validation", "test")
+    )
     rows = np.unique(comparison.fold(prepared, "test").queries.user)
     old = np.isin(prepared.users.ids[rows].astype(str), list(known))
     parts = {"all": np.ones_like(old), "known": old, "new": ~old}
     mean = lambda mask: f"{found[mask].mean():.4f}" if mask.any() else ""
     cells = {f"{part}, {mask.sum()} users": mean(mask) for part, mask in parts.items()}
-    return {"model": name, **cells, "minutes": f"{minutes:.1f}"}
+    validation = {"validation": f"{chosen_by.mean():.4f}"}
+    return {"model": name, **validation, **cells, "minutes": f"{minutes:.1f}"}
 
 
 def table(args) -> list[dict[str, str]]:
@@ -93,7 +98,6 @@ def table(args) -> list[dict[str, str]]:
     made = {}
     for name, replay, pull in GOING_ON:
         more = [f"train.replay={replay}", f"train.pull={pull}", f"split.share={HELD_OUT}"]
-        more += [f"train.epochs={args.epochs}", f"train.learning_rate={args.rate}"]
         given = [word for one in more for word in ("--set", one)]
         place = out / name.replace(" ", "-").replace(",", "")
         base = ["--from", str(out / "first"), *tables("today")]
@@ -111,8 +115,6 @@ def main(argv=None) -> int:
     add = parser.add_argument
     add("--config", type=Path, required=True)
     add("--out", type=Path, required=True, help="folder of the runs")
-    add("--epochs", type=int, default=10, help="of a training that goes on")
-    add("--rate", type=float, default=1e-3, help="its learning rate")
     add("--set", action="append", default=[], metavar="section.field=value")
     args = parser.parse_args(argv)
     try:

@@ -572,8 +572,8 @@ MUTATIONS = [
     ),
     Mutation(
         "slope of the likelihood",
-        "own - mean",
-        "mean - own",
+        "chosen(values) - (np.exp(log) * values).sum(-1)",
+        "(np.exp(log) * values).sum(-1) - chosen(values)",
         "evaluation/weighing",
     ),
     Mutation(
@@ -584,14 +584,20 @@ MUTATIONS = [
     ),
     Mutation(
         "known items are candidates",
-        "lists.logits @ factors, -np.inf",
-        "lists.logits @ factors, 0.0",
+        "scale * both, -np.inf",
+        "scale * both, 0.0",
         "evaluation/weighing",
     ),
     Mutation(
         "share not by the retrieval's factor",
-        "both[1] / both[0]",
-        "both[1]",
+        "float(both[1])",
+        "float(both[1] * both[0])",
+        "evaluation/weighing",
+    ),
+    Mutation(
+        "share without a bound",
+        "fitted(MOST)",
+        "fitted(None)",
         "evaluation/weighing",
     ),
     Mutation(

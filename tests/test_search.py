@@ -106,7 +106,7 @@ def test_epochs_are_compared_with_the_same_of_other_trials():
     trial = types.SimpleNamespace(
         report=lambda value, step: said.append((value, step)), should_prune=lambda: False
     )
-    make = trials.pruning(trial, config.validate({"train": {"epochs": 7}}).train)
+    make = trials.pruning(trial, "ndcg@10", longest=7)
     make("retrieval", 1.0).on_epoch_end(2, {"val_ndcg@10": 0.5})
     make("ranking", 1.0).on_epoch_end(0, {"val_ndcg@10": 0.6})
     make("both", 1.0).on_epoch_end(0, {"val_ndcg@10": 0.4})

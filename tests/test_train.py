@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import killing
-from tfrec_attn import train
+from tfrec_attn import claims, train
 from tfrec_attn.run import pipeline, runs
 from tfrec_attn.settings import config as config_lib
 
@@ -54,7 +54,8 @@ def begun(tables):
 
 
 def files(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    found = (p for p in folder.rglob("*") if p.is_file() and p.name != "_lock")
+    return {p: p.read_bytes() for p in found}
 
 
 def test_a_config_that_is_not_there(tmp_path, capsys):
@@ -65,6 +66,16 @@ def test_a_config_that_is_not_there(tmp_path, capsys):
 def test_a_run_folder_that_is_a_file(tables, capsys):
     assert call(tables, tables / "items.csv") == 2
     assert f"--out names a folder: {tables}/items.csv is a file" in capsys.readouterr().err
+
+
+def test_two_at_work_in_one_folder(tables, capsys):
+    out = tables / "run"
+    out.mkdir()
+    (out / "of-another.partial").write_text("")
+    with claims.alone(out):
+        assert call(tables, out) == 2
+    assert f"Another process is at work in {out}" in capsys.readouterr().err
+    assert (out / "of-another.partial").exists()
 
 
 def test_no_tables(tmp_path, capsys):

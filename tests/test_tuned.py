@@ -25,9 +25,12 @@ def test_bert_is_trained_kept_and_served(worded, tmp_path, method):
     """`export` holds the reloaded model's answers against the trained one's."""
     assert train.main(arguments(worded, tmp_path / "run", f"bert.tuning={method}")) == 0
     model, prepared = runs.load(tmp_path / "run")
-    want = json.loads((tmp_path / "run" / "metrics.json").read_text())["test"]
+    about = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    want = about["test"]
     found = {k: v.mean() for k, v in evaluate.evaluate(model, prepared, "test").items()}
     assert found == pytest.approx(want["retrieval + ranking"], abs=1e-6)
+    kept = evaluate.evaluate(model, prepared, "validation")["ndcg@10"].mean()
+    assert about["best_validation"] == pytest.approx(kept, abs=1e-6)
     trained = hidden(model.live.bert)
     again = building.tuned(prepared.config)
     tuning.apply(again, safetensors.load_file(tmp_path / "run" / "bert-delta.safetensors"))

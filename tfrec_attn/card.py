@@ -40,7 +40,7 @@ def text(name: str, prepared: Prepared, run: Path, offered: int) -> str:
             "## How it was tested",
             prepared.split.promise + " Every item of the catalogue is ranked, what a user "
             "had before is left out.",
-            _metrics(metrics),
+            _metrics(metrics, config.train.monitor),
             "## How it answers",
             _answers(config, offered),
             "## Terms",
@@ -66,7 +66,7 @@ def _data(prepared: Prepared, metrics: dict[str, Any]) -> str:
         f"- items: {_columns(prepared.items)}",
         f"- users: {_columns(prepared.users)}",
         f"- labels: {', '.join(prepared.config.examples.positives)} count as wanted",
-        f"- {metrics['rejected_rows']:.2%} of the rows broke a rule; "
+        f"- {metrics['rejected_rows']:,} further rows broke a rule; "
         f"{metrics['truncated_texts']:.2%} of the texts were cut",
     ]
     if prepared.tables.schema.interactions.time:
@@ -82,17 +82,16 @@ def _columns(table) -> str:
     return ", ".join([*texts, *named]) or "ids alone"
 
 
-def _metrics(metrics: dict[str, Any]) -> str:
+def _metrics(metrics: dict[str, Any], monitor: str) -> str:
     if not metrics.get("test"):
         return "There were no test events."
     rows = [
         {"": name, **{one: f"{values[one]:.4f}" for one in SHOWN if one in values}}
         for name, values in metrics["test"].items()
     ]
-    best = (
-        f"Test fold; {metrics['best_validation']:.4f} on validation, by which it was kept."
-    )
-    return f"{report.table(rows)}\n\n{best} One seed: another one gives other numbers."
+    best = f"{monitor} {metrics['best_validation']:.4f} on the validation fold"
+    one = "One seed: another one gives other numbers."
+    return f"{report.table(rows)}\n\nTest fold; {best}. {one}"
 
 
 def _answers(config, offered: int) -> str:

@@ -150,6 +150,7 @@ def run(folder: Path, fold: str = "test", ks=KS) -> dict[str, Any]:
         "fold": fold,
         "split": prepared.split.name,
         "digest": prepared.split.digest,
+        "weights": runs.weights_digest(folder),
         "ks": ks,
         "k": k,
         "users": len(np.unique(queries.user)),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfrec_attn import atomic, claims
 from tfrec_attn.settings import config as config_lib
 from tfrec_attn.settings import flags
 from tfrec_attn.training.preemption import Preempted, Preemption
@@ -114,7 +115,8 @@ def run(
 
     Raises:
       ValueError: When `out` holds a training and `resume` is False, or `resume` is True
-        and the settings or the tables are not those that the training was begun with.
+        and the settings or the tables are not those that the training was begun with, or
+        another process is at work in `out`.
     """
     from tfrec_attn.run import runs
     from tfrec_attn.training import distribution
@@ -128,10 +130,12 @@ def run(
     # Of several workers none may leave before the others do.
     together = not distribution.alone(strategy)
     with (
+        claims.alone(out) if distribution.is_chief(strategy) else contextlib.nullcontext(),
         preemption.waiting() if together else contextlib.nullcontext(),
         distribution.advice_of_loss(strategy),
         distribution.own_folder(strategy, out) as place,
     ):
+        atomic.sweep(place)
         result = _run(
             config,
             place,
@@ -160,6 +164,7 @@ def _run(
 ) -> dict:
     """One worker's part of `run`, in its own folder."""
     from tfrec_attn import evaluate, metrics
+    from tfrec_attn.data import rejects
     from tfrec_attn.evaluation import plots
     from tfrec_attn.run import building, incremental, knowledge, pipeline, runs, streamed
     from tfrec_attn.training import distribution, fit
@@ -218,11 +223,11 @@ def _run(
         preemption=preemption,
         monitors=monitors,
     )
-    best = max(h[config.train.monitor] for h in history)
+    # Of the model that is kept: its scorer counts by a share that no epoch had.
+    best = metrics.summary(validate())[config.train.monitor]
     if prepared.goes_on:
-        trained = metrics.summary(validate())[config.train.monitor]
         before = untrained[config.train.monitor]
-        best = incremental.keep_better(model, out, before, trained)
+        best = incremental.keep_better(model, out, before, best)
     if model.live:
         runs.keep_bert(out, prepared, model.live.bert)
     plots.learning_curves(history, out / "learning_curves.png")
@@ -232,7 +237,7 @@ def _run(
         "epochs": len(history),
         "best_validation": best,
         "truncated_texts": prepared.truncated,
-        "rejected_rows": len(prepared.tables.rejects),
+        "rejected_rows": rejects.count_rows(prepared.tables.rejects),
     }
     if tested:
         means = lambda: evaluate.means(model, prepared, "test")

@@ -1,5 +1,7 @@
 """What the columns of tables are taken for where nobody says what they are."""
 
+import re
+
 import polars as pl
 import pytest
 
@@ -150,6 +152,19 @@ def test_ids_by_their_names(item, events, identity):
 def test_ids_that_nothing_tells():
     with pytest.raises(ValueError, match=r"Set schema\.items\.id to one of: thing, title"):
         resolve(items=pl.DataFrame({"thing": ["1"], "title": ["x"]}))
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_another_separator_is_told(sign):
+    frame = pl.DataFrame({f"user_id{sign}item_id": [f"1{sign}2"]})
+    rule = re.escape(f"If {sign!r} parts its columns, set schema.interactions.file.sep")
+    with pytest.raises(ValueError, match=rule):
+        resolve(events=frame)
+
+
+def test_an_array_of_objects_is_told():
+    with pytest.raises(ValueError, match=r"no line of it is a JSON object\. One object a"):
+        resolve(items=pl.DataFrame())
 
 
 @pytest.mark.parametrize(

@@ -458,10 +458,14 @@ def test_the_error_shows_the_first_faults_and_counts_rows(read):
     with pytest.raises(ValueError, match="7 row") as error:
         read(items, schema=schema)
     lines = str(error.value).splitlines()
-    # Two rules are broken in each of the seven rows; ten faults are shown.
+    # One rule is broken in each of the seven rows, the other in six: three of each are
+    # shown.
     assert lines[0] == "7 row(s) of the tables break a rule:"
-    assert len(lines) == 1 + 10 + 1 + 1
-    assert lines[-2] == "  … and 4 more"
+    assert len(lines) == 1 + 2 * 3 + 1 + 2 + 1
+    assert lines[7] == "In all:"
+    assert [line.partition("items.csv: ")[2][:9] for line in lines[8:10]] == [
+        "7 row(s),"
+    ] * 2
 
 
 def test_an_error_about_a_whole_column_names_the_file(read):

@@ -8,6 +8,7 @@ import pytest
 
 from tfrec_attn import evaluate, metrics
 from tfrec_attn.evaluation import run_comparison
+from tfrec_attn.run import runs
 
 USERS = ["a", "b", "c", "c"]
 
@@ -18,6 +19,9 @@ def made(folder, ranks, *, digest="d1", items=("1", "2", "3", "4"), rate=0.1, fo
     about = {"split": "leave-last-out", "digest": digest}
     (folder / "metrics.json").write_text(json.dumps(about))
     rows = {"random": {}, "retrieval": {}}
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.index").write_bytes(bytes(ranks))
+    about["weights"] = runs.weights_digest(folder)
     (folder / "evaluation.json").write_text(
         json.dumps({"fold": fold, "rows": rows, **about})
     )
@@ -56,6 +60,26 @@ def test_a_difference_that_is_sure_is_marked(tmp_path):
     assert "+0.0000 [+0.0000, +0.0000]" in text
     assert "+0.0000 [+0.0000, +0.0000] *" not in text
     assert f"{same} has 0 settings of its own" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("checkpoints/best.index", "others"), ("evaluation.json", "")],
+    ids=["trained on since", "never asked"],
+)
+def test_ranks_of_another_model_are_not_taken(tmp_path, monkeypatch, file, content):
+    one, two = made(tmp_path / "one", [5] * 4), made(tmp_path / "two", [5] * 4)
+    (two / file).write_text(content) if content else (two / file).unlink()
+    asked = []
+
+    def ask(run, fold):
+        asked.append(run)
+        return np.array(USERS), np.array(["1", "2", "3", "4"]), np.array([1] * 4)
+
+    monkeypatch.setattr(run_comparison, "_asked", ask)
+    found = run_comparison.compare([one, two], "test", [3])
+    assert asked == [two]
+    assert [run["metrics"]["hit@3"] for run in found["runs"]] == [0, 1]
 
 
 @pytest.mark.parametrize(

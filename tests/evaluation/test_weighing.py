@@ -52,6 +52,13 @@ def test_how_sure_the_retrieval_is_only_changes_the_unit():
     assert other.gain == pytest.approx(one.gain, rel=1e-3)
 
 
+@pytest.mark.parametrize("retrieval", [0.0, -0.5], ids=["noise", "worse than noise"])
+def test_beside_a_retrieval_that_tells_nothing_the_share_is_bounded(retrieval):
+    found = weighing.weigh(chosen(300, 5, retrieval, 1.0))
+    assert found.share == pytest.approx(weighing.MOST)
+    assert found.gain > found.error
+
+
 @pytest.mark.parametrize("scorer", [0.0, -0.5], ids=["noise", "worse than noise"])
 def test_a_scorer_that_does_not_surely_help_does_not_count(scorer):
     found = weighing.weigh(chosen(300, 5, 1.0, scorer))

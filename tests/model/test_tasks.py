@@ -121,6 +121,23 @@ def test_padding_is_no_candidate():
     np.testing.assert_array_equal(plain[given["real"]], other[given["real"]])
 
 
+@pytest.mark.parametrize("logq", [True, False])
+def test_a_group_of_padding_alone_has_finite_gradients(logq):
+    """Without drawn negatives it has no candidate at all."""
+    given = step()
+    given["negatives"] = np.zeros(0, np.int32)
+    given["real"] = np.arange(N) < N - 2
+    layer = tasks.Retrieval(temperature=TEMPERATURE, group=2, logq=logq)
+    query = tf.constant(given.pop("query"))
+    with tf.GradientTape() as tape:
+        tape.watch(query)
+        losses = layer(query, **{k: tf.constant(v) for k, v in given.items()})
+        total = tf.reduce_sum(losses[: N - 2])
+    assert np.isfinite(losses[: N - 2]).all()
+    assert np.isfinite(tape.gradient(total, query)).all()
+    assert np.isfinite(losses).all()
+
+
 def test_a_target_alone_costs_nothing():
     given = step()
     given["taken"][:, given["negatives"]] = True

@@ -187,7 +187,8 @@ def _call(tower, past):
 def query(tower, past, seen, bucket=3):
     tokens, prefix = _call(tower, past)
     seen = tf.constant(seen)
-    return tower.query(tokens, prefix, seen, tf.fill(tf.shape(seen), bucket)).numpy()
+    gaps = tf.fill(tf.shape(seen), bucket)
+    return tower.query(tokens, prefix, seen, gaps, past["mask"]).numpy()
 
 
 @pytest.mark.parametrize("profile", [True, False])
@@ -253,6 +254,17 @@ def test_the_mean_is_of_the_state_before_all_events_and_those_of_the_last(seen):
     want /= np.linalg.norm(want, axis=-1, keepdims=True)
     found = query(tower, past, [[seen, 0]] * 2)[:, 0]
     np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("seen", range(5, 8))
+def test_events_that_are_left_out_are_as_if_they_had_not_been(pooling, seen):
+    """By the augmentation: what is cropped, or dropped from the front."""
+    tower, past = user_tower(pooling=pooling, time=False), history(7)
+    cropped = past | {"mask": past["mask"] & (np.arange(7) >= 4)}
+    short = history(3, start=4)
+    found = query(tower, cropped, [[seen]])
+    np.testing.assert_allclose(found, query(tower, short, [[seen - 4]]), atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

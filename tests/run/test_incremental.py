@@ -265,6 +265,21 @@ def test_killed_before_it_has_its_weights_it_takes_them(
     assert small.history(tmp_path) == small.history(gone_on)
 
 
+def test_tables_without_any_old_event_are_gone_on_with(base, worded, today, tmp_path):
+    """Only the new rows are kept, as where a shop exports day by day."""
+    whole = shutil.copytree(today, tmp_path / "tables")
+    old = set((worded / "interactions.csv").read_text().splitlines()[1:])
+    head, *events = (whole / "interactions.csv").read_text().splitlines()
+    new = [line for line in events if line not in old]
+    (whole / "interactions.csv").write_text("\n".join([head, *new]) + "\n")
+    ids = dict.fromkeys(line.partition(",")[0] for line in [*sorted(old), *events])
+    (whole / "users.csv").write_text("\n".join(["user_id", *ids]) + "\n")
+    out, users = tmp_path / "run", ["--users", str(whole / "users.csv")]
+    assert train.main([*command(base, whole, out), *users]) == 0
+    assert train.main(["--out", str(out), "--resume"]) == 0
+    assert evaluate.main(["--run", str(out)]) == 0
+
+
 def test_users_without_weights_may_leave():
     """Not so where they have an id."""
     frame = lambda *ids: pl.DataFrame({"id": ids, "text": [""] * len(ids)})

@@ -203,6 +203,15 @@ def test_an_item_without_a_training_event_has_no_id_token(place):
     np.testing.assert_array_equal(prepared.item_features["id"], want)
 
 
+def test_a_user_without_a_training_event_has_no_id_token(place):
+    prepared = pipeline.prepare(settings(place, "split.name=cold-users"))
+    had = np.zeros(len(prepared.users), bool)
+    had[prepared.tables.interactions["user"].to_numpy()[prepared.split.train]] = True
+    assert not had.all()
+    want = np.where(had, np.arange(1, len(had) + 1), 0)
+    np.testing.assert_array_equal(prepared.user_features["id"], want)
+
+
 def test_a_repeated_item_is_no_target_and_told_once(tmp_path, caplog):
     """Of nine events a user the last is the test; user 1 has had its item."""
     write(tmp_path)

@@ -10,8 +10,9 @@ from tfrec_attn.settings import config
 from tfrec_attn.training import fit
 
 ITEMS, USERS, EVENTS = 31, 23, 9
-WORDS = ("red", "green", "wool", "silk", "hat", "sock")
-KINDS = ("a|b", "b", "c", "")
+# Shops are not all English.
+WORDS = ("red", "green", "wool", "silk", "hat", "носки")
+KINDS = ("a|b", "b", "ç", "")
 
 
 def write_bert(folder: pathlib.Path) -> pathlib.Path:
@@ -41,7 +42,7 @@ def write_tables(folder: pathlib.Path) -> list[tuple[str, str]]:
     for i in range(ITEMS):
         title = " ".join(draw.choice(WORDS, 1 + i % 3))
         items.append(f"i{i},{title},{KINDS[i % 4]},{i}.5")
-    users = ["user_id,age,town", *(f"u{u},{20 + u},{'xy'[u % 2]}" for u in range(USERS))]
+    users = ["user_id,age,town", *(f"u{u},{20 + u},{'žy'[u % 2]}" for u in range(USERS))]
     pairs = [
         (f"u{u}", f"i{i}")
         for u in range(USERS)

@@ -68,6 +68,12 @@ def test_what_the_model_ranks_is_right():
     assert found.difference == pytest.approx(7e-6)
 
 
+def test_large_scores_are_as_exact_as_their_digits():
+    want = parity.Answers(["1"], [["a", "b"]], [np.array([2335.178, -1.0])], 2)
+    assert parity.compare(want, [["a", "b"]], [[2335.178 + 3e-4, -1.0 + 1e-4]]).wrong == []
+    assert parity.compare(want, [["a", "b"]], [[2335.178 + 3e-2, -1.0]]).wrong != []
+
+
 def test_scores_within_the_tolerance_may_change_places():
     found = parity.compare(WANT, [["a", "c", "b"], ["a"]], [[3, 2, 2], [5]])
     assert (found.wrong, found.ties) == ([], 1)

@@ -63,6 +63,8 @@ def test_a_batch_of_users(shards):
     assert ids(both[0]) == ids(shards.recommend("u4", k=2))
     assert ids(both[1]) == ids(shards.recommend("nobody", k=3))
     assert [len(ids(one)) for one in both] == [2, 3]
+    again = shards.recommend(["u4", "nobody"], k=np.int64(2))
+    assert [len(ids(one)) for one in again] == [2, 2]
     assert [one.known_user for one in both] == [True, False]
 
 

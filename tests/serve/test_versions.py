@@ -47,3 +47,6 @@ def test_the_last_change_is_that_of_the_newest_file(tmp_path):
             (tmp_path / name).write_text("")
         os.utime(tmp_path / name, (seconds, seconds))
     assert last_change(tmp_path) == 3e9
+    # A link into nowhere is a file as any other.
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "gone")
+    assert last_change(tmp_path) > 0

@@ -113,6 +113,15 @@ class Folder:
         with np.load(self.root / "counts.npz") as kept:
             return {name: kept[name] for name in kept}
 
+    def learned_users(self, count: int) -> np.ndarray:
+        """`[users]` bool: of so many, who has an event in training."""
+        found = np.zeros(count, bool)
+        for one in self.parts:
+            frame = _parquet(events(self.root, one["number"]), columns=["user", "fold"])
+            here = frame["user"].filter(frame["fold"] == FOLDS.index("train"))
+            found[here.to_numpy() + one["first_user"]] = True
+        return found
+
     def tables(self, *, with_events: bool) -> Tables:
         """The checked tables; `with_events` with all interactions, in file order."""
         read = lambda name: _parquet(self.root / f"{name}.parquet")
@@ -152,9 +161,9 @@ class Folder:
         return Part(pl.Series(dtype=pl.String), examples.Events(**column), fold)
 
 
-def _parquet(path: Path) -> pl.DataFrame:
+def _parquet(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, columns=columns)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ValueError(
             f"{path}: a file of the prepared folder cannot be read: {error}. Restore it, "

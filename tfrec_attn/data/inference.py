@@ -6,6 +6,7 @@ the log says so.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 
 import polars as pl
@@ -71,10 +72,21 @@ def _named(names: Sequence[str], known: str) -> str | None:
 
 
 def _cannot_tell(raw: RawTable, what: str, setting: str) -> ValueError:
+    names, file = raw.frame.columns, f"schema.{setting.partition('.')[0]}.file"
+    if not names:
+        return ValueError(
+            f"{raw.name}: no line of it is a JSON object. One object a line is read, no "
+            "array of them."
+        )
+    if len(names) == 1 and (sign := re.search(r"[;\t|]", names[0])):
+        return ValueError(
+            f"{raw.name}: its only column is {names[0]!r}. If {sign[0]!r} parts its columns, "
+            f"set {file}.separator to it."
+        )
     return ValueError(
         f"{raw.name}: cannot tell which column holds {what}. Set schema.{setting} to "
-        f"one of: {', '.join(raw.frame.columns)}. If that is the first row and no header, "
-        f"name the columns in schema.{setting.partition('.')[0]}.file.header."
+        f"one of: {', '.join(names)}. If that is the first row and no header, name the "
+        f"columns in {file}.header."
     )
 
 

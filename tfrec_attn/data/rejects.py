@@ -13,6 +13,7 @@ REJECTS = {
     "rule": pl.String,
 }
 _SHOWN = 10
+_EACH = 3
 _LONGEST = 200
 
 
@@ -60,14 +61,29 @@ def count_rows(rejects: pl.DataFrame) -> int:
     return rejects.select("file", "line").n_unique() if rejects.height else 0
 
 
+def counts(rejects: pl.DataFrame) -> list[str]:
+    """A line for each rule that was broken, the most often broken ones first."""
+    by = rejects.group_by("file", "column", "rule", maintain_order=True).len()
+    return [
+        f"{file}: {count} row(s)" + (f", column {column!r}" if column else "") + f": {rule}"
+        for file, column, rule, count in by.sort("len", descending=True).rows()
+    ]
+
+
 def message(rejects: pl.DataFrame, written_to: Path | None) -> str:
     """The error that names the first bad rows and says how to go on."""
     lines = [f"{count_rows(rejects)} row(s) of the tables break a rule:"]
-    for file, line, column, value, rule in rejects.head(_SHOWN).rows():
+    # Of each rule some: the one that tells what is wrong may be rare.
+    place = pl.int_range(pl.len()).over("file", "column", "rule")
+    shown = rejects if rejects.height <= _SHOWN else rejects.filter(place < _EACH)
+    for file, line, column, value, rule in shown.head(_SHOWN).rows():
         where = f"{file}:{line}" + (f", column {column!r}" if column else "")
         lines.append(f"  {where}: {value!r} {rule}")
     if rejects.height > _SHOWN:
-        lines.append(f"  … and {rejects.height - _SHOWN} more")
+        every = counts(rejects)
+        lines += ["In all:", *(f"  {line}" for line in every[:_SHOWN])]
+        if len(every) > _SHOWN:
+            lines.append(f"  … and {len(every) - _SHOWN} more rules")
     if written_to:
         lines.append(f"All are listed in {written_to}.")
     lines.append(

@@ -5,8 +5,8 @@ the time in milliseconds. A split names rows; it copies and drops nothing.
 
 What a fold may be used for is the same for every split:
 
-- `train` is learned from, and so is everything counted or fitted (vocabularies, item
-  counts, means of numbers).
+- `train` is learned from, and counts and weights are of it alone. Vocabularies and
+  quantiles are of the tables of items and users, which are known as a whole.
 - `validation` chooses settings and the epoch to stop at; `test` is looked at once.
 - The history of a target is its user's events strictly before the target's time: of
   `train` and `context` for a validation target, of `train`, `validation` and `context`

@@ -164,10 +164,9 @@ def settle(all_rejects: pl.DataFrame, bad_rows: BadRows, path: Path | None) -> N
     elif bad_rows == "stop":
         raise ValueError(rejects.message(all_rejects, path))
     else:
-        counts = all_rejects.group_by("file", "column", "rule", maintain_order=True).len()
         logger.warning("bad rows, set aside: %d", rejects.count_rows(all_rejects))
-        for file, column, rule, count in counts.rows():
-            logger.warning("  %s: %d row(s), column %r: %s", file, count, column, rule)
+        for line in rejects.counts(all_rejects):
+            logger.warning("  %s", line)
 
 
 def _no_users() -> checks.Checked:

@@ -71,12 +71,14 @@ def measured(run: Path, fold: str) -> Measured:
 
 
 def _kept(run: Path, fold: str, digest: str) -> tuple[np.ndarray, ...] | None:
-    """User, item and rank of each query, where `evaluate` has asked this fold last."""
+    """User, item and rank of each query, where `evaluate` has asked this fold last, and the
+    model that the run has now."""
     path = run / "evaluation.json"
     if not path.exists():
         return None
     found = json.loads(path.read_text("utf-8"))
-    if (found["fold"], found["digest"]) != (fold, digest):
+    now = fold, digest, runs.weights_digest(run)
+    if (found["fold"], found["digest"], found.get("weights")) != now:
         return None
     served = list(found["rows"])[-1]
     ids = {"user_id": pl.String, "item_id": pl.String}

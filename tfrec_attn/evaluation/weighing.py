@@ -14,6 +14,9 @@ from tfrec_attn.evaluation import ranking
 
 # Of the retrieval's logit: there is no share of nothing.
 LEAST = 1e-3
+# A retrieval that tells nothing of a shortlist's order would make the share, and the scores
+# with it, as large as one likes.
+MOST = 10.0
 
 
 class Shortlists(NamedTuple):
@@ -77,9 +80,10 @@ def shortlists(
 
 
 def weigh(lists: Shortlists) -> Weighed:
-    """The share at which the targets are likeliest, as choices among their shortlists.
+    """The share, up to `MOST`, at which the targets are likeliest, as choices among their
+    shortlists.
 
-    The factors of both logits are fitted, so that the share does not depend on how sure
+    A factor of both logits is fitted too, so that the share does not depend on how sure
     either of them is. Every user counts alike. A gain within its standard error is none:
     then the share is 0.
 
@@ -96,24 +100,25 @@ def weigh(lists: Shortlists) -> Weighed:
         return Weighed(0.0, 0.0, 0.0)
     by_user = lambda values: np.bincount(user, values) / count
 
-    def likelihood(factors):
-        """`[Q]` log-likelihoods, and `[Q, 2]` their slopes."""
-        logits = np.where(lists.real, lists.logits @ factors, -np.inf)
-        log = special.log_softmax(logits, -1)
-        own = np.take_along_axis(lists.logits, lists.target[:, None, None], 1)[:, 0]
-        mean = np.einsum("qc,qcf->qf", np.exp(log), lists.logits)
-        return np.take_along_axis(log, lists.target[:, None], 1)[:, 0], own - mean
+    def likelihood(scale, share):
+        """`[Q]` log-likelihoods, and `[Q, 2]` their slopes by scale and share."""
+        both = lists.logits @ (1, share)
+        log = special.log_softmax(np.where(lists.real, scale * both, -np.inf), -1)
+        chosen = lambda values: np.take_along_axis(values, lists.target[:, None], 1)[:, 0]
+        over_mean = lambda values: chosen(values) - (np.exp(log) * values).sum(-1)
+        slopes = over_mean(both), scale * over_mean(lists.logits[..., 1])
+        return chosen(log), np.stack(slopes, -1)
 
-    def loss(factors):
-        value, slope = likelihood(factors)
+    def loss(parameters):
+        value, slope = likelihood(*parameters)
         slope = [by_user(part).mean() for part in slope.T]
         return -by_user(value).mean(), -np.array(slope)
 
-    def fitted(most: float | None):
+    def fitted(most: float):
         bounds = ((LEAST, None), (0.0, most))
         return optimize.minimize(loss, (1.0, 0.0), jac=True, bounds=bounds).x
 
-    alone, both = fitted(0.0), fitted(None)
-    gains = by_user(likelihood(both)[0] - likelihood(alone)[0])
+    alone, both = fitted(0.0), fitted(MOST)
+    gains = by_user(likelihood(*both)[0] - likelihood(*alone)[0])
     gain, error = float(gains.mean()), float(gains.std() / len(gains) ** 0.5)
-    return Weighed(float(both[1] / both[0]) if gain > error else 0.0, gain, error)
+    return Weighed(float(both[1]) if gain > error else 0.0, gain, error)

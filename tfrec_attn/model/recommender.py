@@ -286,7 +286,8 @@ class Recommender(TwoStage):
             features["text_mean"] = live.means(
                 features["text_mean"], items, goals["target"], self._seed(4), turn
             )
-        # The ranking on its own takes the towers as they are served.
+        # The ranking on its own takes users and events as they are served; the tokens of
+        # its candidates have dropout.
         learned = training and self.stage != "ranking"
         still = tf.identity if self.stage != "ranking" else tf.stop_gradient
         vectors = self.item_tower.vector(features, training=learned)
@@ -316,7 +317,7 @@ class Recommender(TwoStage):
             event=replicas.together(event, tf.size(items)) if ranks else event,
             profile=self.user_tower.profile(user["profile"], tf.shape(seen)[0], learned),
             pooled=still(self.item_tower.pool(made)),
-            query=still(self.user_tower.query(tokens, prefix, seen, gaps)),
+            query=still(self.user_tower.query(tokens, prefix, seen, gaps, there)),
             taken=tf.ensure_shape(sampling.taken(liked, items), [seen.shape[0], None]),
             positive=replicas.own(goals["positive"]),
             whole=goals,

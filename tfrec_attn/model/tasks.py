@@ -115,7 +115,8 @@ class Retrieval(tf_keras.layers.Layer):
         count = lambda mask: tf.reduce_sum(tf.cast(mask, tf.float32))
         uniform = 1 / tf.cast(tf.math.count_nonzero(frequency), tf.float32)
         expected = count(real) * tf.gather(frequency, ids) + count(drawn) * uniform
-        return expected / (count(real) + count(drawn))
+        # A group of padding has no columns.
+        return tf.math.divide_no_nan(expected, count(real) + count(drawn))
 
 
 # Ways to learn an order. Of each, `scores` are `[n, C]` logits of which candidate 0 is the

@@ -116,9 +116,9 @@ class ItemTower(tf_keras.layers.Layer):
     def call(self, features, training=None):
         """Tokens `[R, m, e]` of candidates and their mask: the item's vector, its id, and
         those at `places` of all the others."""
-        vector = self.vector(features)[:, None]
+        vector = self.vector(features, training=training)[:, None]
         own, known = self.candidate_id(features["id"][:, None], training=training)
-        tokens, mask = self.features(features)
+        tokens, mask = self.features(features, training=training)
         places = self.places(mask)
         rest, real = (tf.gather(part, places, batch_dims=1) for part in (tokens, mask))
         vector, rest = (self.widen(tf.stop_gradient(part)) for part in (vector, rest))
@@ -222,7 +222,7 @@ class UserTower(tf_keras.layers.Layer):
         real = tf.ones((batch, 1), bool)
         return tf.concat([tokens, anyone], 1), tf.concat([mask, real], 1)
 
-    def query(self, tokens, prefix, seen, gaps):
+    def query(self, tokens, prefix, seen, gaps, mask):
         """The pooled user as of some moments.
 
         Args:
@@ -230,6 +230,7 @@ class UserTower(tf_keras.layers.Layer):
           prefix: P.
           seen: `[B, T]` events of the window before the moment.
           gaps: `[B, T]` bucket of the time since the last of them.
+          mask: `[B, W]`, which places of the window are events.
 
         Returns:
           `[B, T, d]` unit vectors.
@@ -237,19 +238,20 @@ class UserTower(tf_keras.layers.Layer):
         # Before all events, and after each of them.
         states = tokens[:, prefix - 1 :]
         last = lambda: tf.gather(states, seen, batch_dims=1)
-        state = self._mean(states, seen) if self.pooling == "mean" else last()
+        state = self._mean(states, seen, mask) if self.pooling == "mean" else last()
         if self.time:
             state += self.request_gap(gaps)
         return tf.math.l2_normalize(self.norm(state), -1)
 
-    def _mean(self, states, seen):
-        """Of the state before all events and those after the last `length` that are seen:
-        `[B, 1 + W, d]` and `[B, T]` to `[B, T, d]`."""
-        total = tf.pad(tf.cumsum(states[:, 1:], 1), [[0, 0], [1, 0], [0, 0]])
+    def _mean(self, states, seen, mask):
+        """Of the state before all events and those after the events among the last `length`
+        places that are seen: `[B, 1 + W, d]`, `[B, T]` and `[B, W]` to `[B, T, d]`."""
+        real = tf.cast(mask, states.dtype)[..., None]
+        each = tf.concat([states[:, 1:] * real, real], -1)
+        total = tf.pad(tf.cumsum(each, 1), [[0, 0], [1, 0], [0, 0]])
         until = lambda place: tf.gather(total, place, batch_dims=1)
-        count = tf.minimum(seen, self.length)
-        events = until(seen) - until(seen - count)
-        return (states[:, :1] + events) / tf.cast(1 + count, states.dtype)[..., None]
+        events = until(seen) - until(tf.maximum(seen - self.length, 0))
+        return (states[:, :1] + events[..., :-1]) / (1 + events[..., -1:])
 
 
 class UserTokens(tf_keras.layers.Layer):

@@ -87,7 +87,8 @@ class TwoStage(Model):
         )
         seen = batch["seen"][:, None]
         gaps = request_gap(batch["history_time"], seen, batch["time"][:, None])
-        query = self.user_tower.query(tokens, prefix, seen, gaps)[:, 0]
+        there = batch["history"] >= 0
+        query = self.user_tower.query(tokens, prefix, seen, gaps, there)[:, 0]
         columns = self.user_tower.profile(profile, tf.shape(query)[0])
         event = lambda rows: tf.gather(items.event, rows)
         return UserState(query, *self._ranked(columns, event, batch))

@@ -50,7 +50,8 @@ class Past:
         kept = run / (EVENTS if grows else OLD)
         old = pl.read_parquet(kept) if kept.exists() else None
         until = rows.get("until")
-        if old is not None:
+        # None of them may be left in the tables.
+        if old is not None and len(old):
             until = int(old["time"].to_numpy().max()) or None
         return cls(
             columns=(
@@ -221,10 +222,12 @@ def keep_rows(prepared, out: Path) -> None:
     """
     for name in (EVENTS, OLD):
         (out / name).unlink(missing_ok=True)
-    order = np.argsort(prepared.user_features["id"], kind="stable")
+    users = prepared.users.ids
+    if prepared.past:
+        users = users[np.argsort(prepared.past.numbers("users", users), kind="stable")]
     rows = {
         "items": prepared.items.ids.tolist(),
-        "users": prepared.users.ids[order].tolist(),
+        "users": users.tolist(),
         "until": prepared.kept.until,
     }
     atomic.write(out / ROWS, json.dumps(rows))

@@ -84,8 +84,18 @@ def prepare(
 
     counts = counted(split.train)
     targets = counted(learned(config, split, old)) if old is not None else counts
+    trained = events["user"].to_numpy()[split.train]
     return _made(
-        InMemory, config, found, split, counts, targets, out=out, past=past, old=old
+        InMemory,
+        config,
+        found,
+        split,
+        counts,
+        targets,
+        learned_users=np.bincount(trained, minlength=len(found.users)) > 0,
+        out=out,
+        past=past,
+        old=old,
     )
 
 
@@ -111,7 +121,18 @@ def stored(
     counts, targets = kept.counts["train"], kept.counts["learned"]
     if past and config.model.user_id:
         past.require("users", found.users["id"])
-    return _made(kind, config, found, split, counts, targets, out=out, past=past, kept=kept)
+    return _made(
+        kind,
+        config,
+        found,
+        split,
+        counts,
+        targets,
+        learned_users=kept.learned_users(len(found.users)),
+        out=out,
+        past=past,
+        kept=kept,
+    )
 
 
 def _require_several(found: tables.Tables) -> None:
@@ -163,7 +184,17 @@ def _require_from(kept: folder.Folder, past: knowledge.Past | None) -> None:
 
 
 def _made(
-    make: type[Kind], config, found, split, counts, targets, *, out, past, **more
+    make: type[Kind],
+    config,
+    found,
+    split,
+    counts,
+    targets,
+    *,
+    learned_users,
+    out,
+    past,
+    **more,
 ) -> Kind:
     """What a run stands on, out of its tables.
 
@@ -172,6 +203,7 @@ def _made(
       config, found, split: With their schema; tables; the split.
       counts: `[I]` positive events of training.
       targets: `[I]` of these, those that are learned.
+      learned_users: `[users]` bool, who has an event in training.
       out, past: See `prepare`.
       **more: Other fields.
     """
@@ -192,12 +224,13 @@ def _made(
     item_features, tokens = _features(config, items, out and out / "item_texts.npz")
     user_features, _ = _features(config, users, out and out / "user_texts.npz")
     rows = np.arange(1, len(items) + 1, dtype=np.int32)
-    # An item without a training event has no id token: nothing was learned for it.
+    # Without a training event there is no id token: nothing was learned for it.
     item_features["id"] = np.where(counts > 0, rows, 0)
-    user_features["id"] = np.arange(1, len(users) + 1, dtype=np.int32)
+    numbers = np.arange(1, len(users) + 1, dtype=np.int32)
     if past and "kept" in more:
         # In a prepared folder users are in an order of its own.
-        user_features["id"] = past.numbers("users", users.ids)
+        numbers = past.numbers("users", users.ids)
+    user_features["id"] = np.where(learned_users, numbers, 0)
     prepared = make(
         config,
         found,

@@ -29,6 +29,8 @@ class Prepared(abc.ABC):
       past: What an earlier training knew; None where the run is the first.
       old: `[interactions]` bool, which events that training had; None where none is.
       kept: The folder that `tfrec_attn.prepare` made; None where tables were read.
+      drawn: Examples that were drawn of a fold, by fold and number: a validation asks the
+        same ones each time.
     """
 
     config: Config
@@ -43,6 +45,9 @@ class Prepared(abc.ABC):
     past: knowledge.Past | None = None
     old: np.ndarray | None = None
     kept: folder.Folder | None = None
+    drawn: dict[tuple[str, int], examples.Examples] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def goes_on(self) -> bool:
@@ -69,7 +74,6 @@ class Prepared(abc.ABC):
         """Windows over the training fold. Its events are all targets of the feedback head,
         the positive ones of retrieval and ranking too."""
 
-    @abc.abstractmethod
     def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
         """One example for each new positive event of `validation` or `test`: what the
         user already had in the earlier folds is no target, as it is never recommended.
@@ -78,6 +82,15 @@ class Prepared(abc.ABC):
           fold: `validation` or `test`.
           most: Examples to draw where there are more, always the same; all by default.
         """
+        if most is None:
+            return self._held_out(fold, most)
+        if (fold, most) not in self.drawn:
+            self.drawn[fold, most] = self._held_out(fold, most)
+        return self.drawn[fold, most]
+
+    @abc.abstractmethod
+    def _held_out(self, fold: str, most: int | None) -> examples.Examples:
+        """`held_out`, made anew."""
 
     @abc.abstractmethod
     def queries(self, fold: str) -> int:
@@ -113,7 +126,7 @@ class InMemory(Prepared):
         goal = self.events(learned(self.config, self.split, self.old))
         return examples.make(past, goal, length=settings.history, count=settings.targets)
 
-    def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
+    def _held_out(self, fold: str, most: int | None) -> examples.Examples:
         past, goal, fresh = self._goal(fold)
         wanted = np.flatnonzero(fresh & self.label_is_positive[goal.feedback])
         goal = goal.take(wanted[drawn(len(wanted), most)])

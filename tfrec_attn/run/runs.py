@@ -63,7 +63,6 @@ def claim(out: Path, *, resume: bool) -> bool:
     if resume and not begun:
         logger.info("%s: nothing to go on with, the training begins", out)
     out.mkdir(parents=True, exist_ok=True)
-    atomic.sweep(out)
     return begun
 
 
@@ -263,6 +262,11 @@ def _config(run: Path) -> config_lib.Config:
     if not config.text.backbone:
         raise ValueError(f"{run} was trained without a BERT: its text.backbone is empty.")
     return config
+
+
+def weights_digest(run: Path) -> str:
+    """sha256 of the index of a run's weights, which has a checksum of each."""
+    return hashlib.sha256((run / "checkpoints" / "best.index").read_bytes()).hexdigest()
 
 
 def restore(model, run: Path, *, without_bert: bool = False) -> None:

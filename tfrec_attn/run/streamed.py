@@ -28,16 +28,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Streamed(Prepared):
-    """Without interactions in memory, but for those of a part of the users at a time.
-
-    Attributes:
-      drawn: Examples that were drawn of a fold, by fold and number: a validation asks the
-        same ones each time.
-    """
-
-    drawn: dict[tuple[str, int], examples.Examples] = dataclasses.field(
-        default_factory=dict
-    )
+    """Without interactions in memory, but for those of a part of the users at a time."""
 
     @property
     def _folder(self) -> folder.Folder:
@@ -79,16 +70,11 @@ class Streamed(Prepared):
         """`[I]` positive events of each item that are known before a fold."""
         return np.sum([self._folder.counts[name] for name in partitions.known(fold)], 0)
 
-    def held_out(self, fold: str, most: int | None = None) -> examples.Examples:
-        """As of `Prepared`, with no more history than that of the users who are asked."""
-        key = fold, most or 0
-        if key not in self.drawn:
-            chosen = drawn(self.queries(fold), most)
-            found = _joined(list(self._chosen(fold, chosen)))
-            if most is None:
-                return examples.make(*found, length=self.config.examples.history)
-            self.drawn[key] = examples.make(*found, length=self.config.examples.history)
-        return self.drawn[key]
+    def _held_out(self, fold: str, most: int | None) -> examples.Examples:
+        """With no more history than that of the users who are asked."""
+        chosen = drawn(self.queries(fold), most)
+        found = _joined(list(self._chosen(fold, chosen)))
+        return examples.make(*found, length=self.config.examples.history)
 
     def parts_of(self, fold: str) -> Iterator[examples.Examples]:
         """All examples of a fold, part by part; none of a part without."""

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfrec_attn.model import stored
 
+# Of a user's largest score, at least of 1: sums of float32 are as exact as their terms.
 TOLERANCE = 1e-5
 
 
@@ -143,7 +144,8 @@ def compare(
       want: From `trained`.
       items: Of each user of `want` the ids answered, best first, without padding.
       scores: Their scores.
-      tolerance: Largest difference between two scores of an item.
+      tolerance: Largest difference between two scores of an item, over the user's largest
+        score where that is above 1.
     """
     wrong, ties, worst = [], 0, 0.0
     for user, ids, values, theirs, their_scores in zip(
@@ -159,7 +161,8 @@ def compare(
         off = np.abs(mine - np.asarray(their_scores, np.float64))
         out_of_order = np.abs(mine - values[:count])
         worst = max(worst, off[np.isfinite(off)].max(initial=0.0))
-        bad = np.flatnonzero((off > tolerance) | (out_of_order > tolerance))
+        allowed = tolerance * max(1.0, np.abs(values).max(initial=0.0))
+        bad = np.flatnonzero((off > allowed) | (out_of_order > allowed))
         if len(bad):
             place = bad[0]
             wrong.append(

@@ -1,6 +1,7 @@
 """One catalogue behind several servers, each of which recommends a part of it."""
 
 import concurrent.futures
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,9 @@ class Shards:
         if isinstance(parts[0], Recommendations):
             return _merged(parts, given.get("k", 10))
         wanted = given.get("k", 10)
-        limits = [wanted] * len(parts[0]) if isinstance(wanted, int) else wanted
+        limits = (
+            [wanted] * len(parts[0]) if isinstance(wanted, numbers.Integral) else wanted
+        )
         return [_merged(rows, k) for *rows, k in zip(*parts, limits, strict=True)]
 
 

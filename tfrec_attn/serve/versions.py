@@ -55,4 +55,4 @@ def missing(found: Mapping[int, pathlib.Path], policy: Any) -> list[int]:
 
 def last_change(path: pathlib.Path) -> float:
     """When the newest file under a folder was written."""
-    return max((file.stat().st_mtime for file in path.rglob("*")), default=0.0)
+    return max((file.lstat().st_mtime for file in path.rglob("*")), default=0.0)

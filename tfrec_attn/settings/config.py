@@ -1,6 +1,7 @@
 """The typed configuration of a run: one TOML file, then `section.field=value` overrides."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -101,10 +102,13 @@ def _apply(settings: dict[str, Any], override: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A TOML value where the text is one, the text itself elsewhere (no quotes needed)."""
+    """A TOML value where the text is one, the text itself elsewhere: neither words nor
+    those of a list need quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
+        if plain := re.fullmatch(r"\[([^\[\]{}\"']*)\]", text.strip()):
+            return [_value(word.strip()) for word in plain[1].split(",") if word.strip()]
         return text
 
 

@@ -1,7 +1,7 @@
 """The settings of a run: their types, defaults and rules, section by section."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -9,6 +9,8 @@ from tfrec_attn.data.schema import Schema
 from tfrec_attn.labels import LABELS
 
 Positive = pydantic.PositiveInt
+# Within what NumPy's older generators take.
+Seed = Annotated[int, pydantic.Field(ge=0, le=10**9)]
 TUNINGS = ("frozen", "all", "bitfit", "lora", "adalora", "adapter", "prefix")
 Label = Literal["buy", "like", "ignore", "dislike", "not_buy"]
 
@@ -72,7 +74,7 @@ class Split(_Section):
     share: float = pydantic.Field(0.1, gt=0, lt=0.5)
     validation: float | None = pydantic.Field(None, gt=0, lt=0.5)
     by_user: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     @pydantic.model_validator(mode="after")
     def _used(self) -> "Split":
@@ -351,7 +353,7 @@ class Train(_Section):
     validation_queries: Positive = 2000
     patience: Positive = 10
     checkpoint_steps: int = pydantic.Field(2000, ge=0)
-    seed: int = 0
+    seed: Seed = 0
     strategy: Literal["auto", "one", "mirrored", "multiworker"] = "auto"
     data_service: str = pydantic.Field("", pattern=r"^(\S+:\d+)?$")
 

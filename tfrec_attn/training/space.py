@@ -44,6 +44,11 @@ class Space:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def most(self, name: str) -> Any | None:
+        """The largest value of a setting; None where it is not searched."""
+        value = self.values.get(name)
+        return value["high"] if isinstance(value, dict) else value and max(value)
+
     def suggest(self, trial: Any) -> list[str]:
         """What an Optuna trial takes, as overrides of a config."""
         return [f"{n}={json.dumps(_of(trial, n, v))}" for n, v in self.values.items()]

@@ -5,12 +5,11 @@ import os
 from pathlib import Path
 
 from tfrec_attn.settings import config as config_lib
-from tfrec_attn.settings import sections
 from tfrec_attn.training.space import Space
 
 
 def figure(trial, out: Path, space: Space) -> float:
-    """Trains a trial's run; the best validation metric of its epochs."""
+    """Trains a trial's run; the validation metric of the model that it keeps."""
     import tf_keras
 
     from tfrec_attn import train
@@ -21,7 +20,8 @@ def figure(trial, out: Path, space: Space) -> float:
     _lend_texts(out, folder)
     try:
         config = config_lib.load(out / "config.toml", space.suggest(trial))
-        watch = Monitors(others=(pruning(trial, config.train),))
+        longest = space.most("train.epochs") or config.train.epochs
+        watch = Monitors(others=(pruning(trial, config.train.monitor, longest),))
         result = train.run(config, folder, monitors=watch, tested=False)
         return result["best_validation"]
     finally:
@@ -30,8 +30,14 @@ def figure(trial, out: Path, space: Space) -> float:
         gc.collect()
 
 
-def pruning(trial, settings: sections.Train):
-    """Makes the callback that reports a stage's epochs, and ends a hopeless trial."""
+def pruning(trial, monitor: str, longest: int):
+    """Makes the callback that reports a stage's epochs, and ends a hopeless trial.
+
+    Args:
+      trial: Of Optuna.
+      monitor: What is reported.
+      longest: Epochs of the first stage that any trial may have.
+    """
     import optuna
     import tf_keras
 
@@ -39,10 +45,10 @@ def pruning(trial, settings: sections.Train):
         def __init__(self, stage: str, examples: float):
             super().__init__()
             # An epoch is compared with the same one of other trials, whenever that came.
-            self.before = settings.epochs if stage == "ranking" else 0
+            self.before = longest if stage == "ranking" else 0
 
         def on_epoch_end(self, epoch, logs=None):
-            trial.report(logs[f"val_{settings.monitor}"], self.before + epoch)
+            trial.report(logs[f"val_{monitor}"], self.before + epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned(f"after epoch {epoch + 1}")
 

@@ -16,7 +16,6 @@ from tfrec_attn.serve.graph.lookup import Lookup, check
 
 _PARTS = r"\s*([^=<>]*?)\s*(<=|>=|=)\s*(.*?)\s*"
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-_FORM = "conditions such as {column}=value or {column}<=5"
 
 
 class Conditions(NamedTuple):
@@ -73,8 +72,10 @@ class Attributes(tf.Module):
         right = (text == "") | numeric | (is_in(self._words) & (sign == "="))
         right &= (text == "") | tf.strings.regex_full_match(text, _PARTS)
         columns = ", ".join([*self._words, *self.numbers])
-        rule = _FORM.format(column=next(iter([*self._words, *self.numbers])))
-        with check(name, f"{rule}, of the columns {columns}", right, text):
+        such = [f"{next(iter(self._words))}=value"] if self._words else []
+        such += [f"{next(iter(self.numbers))}{s}5" for s in ("<=", ">=") if self.numbers]
+        rule = f"conditions such as {' or '.join(such)}, of the columns {columns}"
+        with check(name, rule, right, text):
             number = tf.strings.to_number(tf.where(numeric, value, "0"))
         infinity = tf.fill(tf.shape(text), np.float32(np.inf))
         return Conditions(

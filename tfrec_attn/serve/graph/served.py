@@ -179,7 +179,7 @@ class Served(tf.Module):
             "known_user": about["known_user"],
         }
 
-    def _item_token_names(self, items, words) -> np.ndarray:
+    def _item_token_names(self, items, words) -> tf.Tensor:
         """`[I, m]`: what each token of each item stands for, empty at padding."""
         tower, features = self.index.model.item_tower, self.index.model.items
         found = []
@@ -198,7 +198,7 @@ class Served(tf.Module):
             names = tf.gather(tf.concat(names, 1), tower.places(mask), batch_dims=1)
             frame = np.tile(["item", "id"], (len(rows), 1))
             found.append(tf.concat([frame, names], 1))
-        return np.where(self.index.mask, tf.concat(found, 0).numpy().astype(str), "")
+        return tf.where(self.index.mask, tf.concat(found, 0), "")
 
     def _user_token_names(self, about, mask):
         history = about["events"]["history"]
