@@ -163,6 +163,28 @@ def test_times_that_are_none(value):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "value", "wanted"),
+    [
+        ("%d.%m.%Y %H:%M:%S", " 04.12.1997 15:55:49 ", MOMENT),
+        ("%m/%d/%Y %I:%M:%S %p", "12/4/1997 3:55:49 PM", MOMENT),
+        ("%d %b %Y %H:%M:%S %z", "04 Dec 1997 17:55:49 +0200", MOMENT),
+        ("%Y%m%d", 19971204, MOMENT // 86_400_000 * 86_400_000),
+        ("%d.%m.%Y", dt.datetime(1997, 12, 4, 15, 55, 49), MOMENT),
+    ],
+)
+def test_times_that_are_written_as_one_says(pattern, value, wanted):
+    converted = columns.time_as(column([value, None]), pattern)
+    assert converted.values.to_list() == [wanted, None]
+    assert faults(converted) == {}
+
+
+def test_times_that_are_not_written_as_one_says():
+    converted = columns.time_as(column(["04.12.1997", "1997-12-04", ""]), "%d.%m.%Y")
+    assert converted.values.null_count() == 2
+    assert faults(converted) == {1: "is not written as %d.%m.%Y"}
+
+
+@pytest.mark.parametrize(
     ("values", "odd", "unit"),
     [
         (["881250949", "881250950", "881250951000"], 2, "seconds"),

@@ -468,6 +468,17 @@ def test_the_error_shows_the_first_faults_and_counts_rows(read):
     ] * 2
 
 
+def test_times_that_are_written_otherwise_have_a_way_out(read):
+    events = "user_id,item_id,timestamp\nu,a,31.12.1999 08:15\nu,b,1.1.2000 08:15\n"
+    with pytest.raises(ValueError, match=r"interactions\.time_format is for times that are"):
+        read(events=events)
+    given = InteractionSchema(time_format="%d.%m.%Y %H:%M")
+    found = read(events=events, schema=Schema(interactions=given))
+    first, second = found.interactions["time"].to_list()
+    assert second - first == 24 * 60 * 60 * 1000
+    assert found.schema.interactions.time_format == "%d.%m.%Y %H:%M"
+
+
 def test_an_error_about_a_whole_column_names_the_file(read):
     schema = Schema(items=EntitySchema(columns={"year": "embedding"}, text=""))
     with pytest.raises(ValueError, match=r"items\.csv: column 'year' is an embedding, but"):

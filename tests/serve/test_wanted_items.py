@@ -164,13 +164,13 @@ def test_in_text_a_cell_is_one_condition(base, client, tmp_path):
 BAD = [
     (
         ["--require", "colour=red"],
-        "--require must be conditions such as kinds=value or price<=5 or price>=5, of the columns "
-        "kinds, price: received 'colour=red'. Name one of these columns",
+        "--require must be conditions such as kinds=value or price<=5 or price>=5, of "
+        "the columns kinds, price: received 'colour=red'. Name one of these columns",
     ),
     (
         ["--forbid", "price=cheap"],
-        "--forbid must be conditions such as kinds=value or price<=5 or price>=5, of the columns "
-        "kinds, price: received 'price=cheap'.",
+        "--forbid must be conditions such as kinds=value or price<=5 or price>=5, of "
+        "the columns kinds, price: received 'price=cheap'.",
     ),
     (["--boost", "kinds", "1"], "--boost must be conditions such as kinds=value"),
     (

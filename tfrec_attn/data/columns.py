@@ -22,6 +22,7 @@ _ISO = (
     r" ?(Z|z|UTC|[+-]\d{2}(?::?\d{2})?)?)?$"
 )
 _WHOLE_FLOAT = r"^-?\d+\.0+$"
+NO_TIME = "is not seconds, milliseconds or ISO 8601"
 _OTHER_UNIT = "has another unit than most of the column, which is {}"
 _NO_ID = "is no id: an id must not be empty or nan"
 _1980 = 315_532_800_000
@@ -147,6 +148,16 @@ def _float(series: pl.Series) -> tuple[pl.Series, pl.Series]:
     return values.fill_nan(None), missing | values.is_not_null()
 
 
+def time_as(series: pl.Series, pattern: str) -> Column:
+    """As `time`, of texts that are written by a pattern of `strptime`."""
+    if series.dtype == pl.Date or isinstance(series.dtype, pl.Datetime):
+        return time(series)
+    text = as_text(series).str.strip_chars().replace("", None)
+    millis = text.str.to_datetime(pattern, time_unit="ms", strict=False).dt.epoch("ms")
+    wrong = text.is_not_null() & millis.is_null()
+    return Column(millis, ((f"is not written as {pattern}", wrong),))
+
+
 def time(series: pl.Series, unit_of_most: str | None = None) -> Column:
     """Int64 milliseconds since 1970, null where missing.
 
@@ -177,7 +188,7 @@ def time(series: pl.Series, unit_of_most: str | None = None) -> Column:
     return Column(
         millis,
         (
-            ("is not seconds, milliseconds or ISO 8601", ~readable),
+            (NO_TIME, ~readable),
             ("is infinite", infinite),
             (_OTHER_UNIT.format(main), mixed),
         ),

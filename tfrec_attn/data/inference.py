@@ -80,8 +80,8 @@ def _cannot_tell(raw: RawTable, what: str, setting: str) -> ValueError:
         )
     if len(names) == 1 and (sign := re.search(r"[;\t|]", names[0])):
         return ValueError(
-            f"{raw.name}: its only column is {names[0]!r}. If {sign[0]!r} parts its columns, "
-            f"set {file}.separator to it."
+            f"{raw.name}: its only column is {names[0]!r}. If {sign[0]!r} parts its "
+            f"columns, set {file}.separator to it."
         )
     return ValueError(
         f"{raw.name}: cannot tell which column holds {what}. Set schema.{setting} to "
@@ -109,6 +109,7 @@ def _interactions(
         user=user,
         item=item,
         time=time,
+        time_format=schema.time_format,
         feedback=labels,
         weight=schema.weight or None,
         file=schema.file,

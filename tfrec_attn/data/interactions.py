@@ -44,7 +44,9 @@ class Whole:
         return cls(
             columns.all_whole(frame[schema.user or ""]),
             columns.all_whole(frame[schema.item or ""]),
-            columns.unit_of(frame[schema.time]) if schema.time else None,
+            columns.unit_of(frame[schema.time])
+            if schema.time and not schema.time_format
+            else None,
         )
 
 
@@ -120,10 +122,20 @@ def _convert(
             return _row_of_item(ids or columns.identifier(series, whole.item), known_items)
         return _known_item(columns.identifier(series, whole.item), known_items)
     if part == "time":
-        return _required(columns.time(series, whole.unit))
+        return _required(_time(series, schema, whole))
     if part == "weight":
         return _weight(series)
     return feedback.label(series, schema.feedback or FeedbackSchema())
+
+
+def _time(series: pl.Series, schema: InteractionSchema, whole: Whole) -> columns.Column:
+    if schema.time_format:
+        return columns.time_as(series, schema.time_format)
+    found = columns.time(series, whole.unit)
+    way_out = "; schema.interactions.time_format is for times that are written otherwise"
+    told = {columns.NO_TIME: columns.NO_TIME + way_out}
+    faults = tuple((told.get(rule, rule), bad) for rule, bad in found.faults)
+    return dataclasses.replace(found, faults=faults)
 
 
 def _named_columns(schema: InteractionSchema) -> dict[str, tuple[str, str]]:

@@ -176,6 +176,8 @@ class InteractionSchema(_Settings):
       user: Column of the users' ids.
       item: Column of the items' ids.
       time: Seconds or milliseconds since 1970, or ISO 8601. "" takes the order of the file.
+      time_format: How times are written that are none of these, by the directives of
+        strptime such as `%d.%m.%Y %H:%M`; without a zone they are UTC.
       feedback: Left out: inferred.
       weight: Column of the weights, finite and at least 0. Left out: all weights are 1.
       file: How the file is written.
@@ -184,6 +186,7 @@ class InteractionSchema(_Settings):
     user: str | None = None
     item: str | None = None
     time: str | None = None
+    time_format: str | None = None
     feedback: FeedbackSchema | None = None
     weight: str | None = None
     file: FileFormat = FileFormat()

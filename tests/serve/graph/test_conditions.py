@@ -80,7 +80,8 @@ def test_a_condition_holds_for(shop, condition, rows):
     ],
 )
 def test_what_is_no_condition_is_refused(shop, wrong):
-    form = r"forbid must be conditions such as kinds=value or price<=5 or price>=5, of the columns "
+    form = "forbid must be conditions such as kinds=value or price<=5 or price>=5, of the "
+    form += "columns "
     with pytest.raises(tf.errors.InvalidArgumentError, match=form) as caught:
         tf.function(shop.read)("forbid", tf.constant([["kinds=a", wrong]]))
     assert "kinds, stock, price: received" in str(caught.value)
