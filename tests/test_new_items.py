@@ -18,7 +18,7 @@ import shop
 NEW = """item_id,title,kinds,price
 n0,{title},{kinds},{price}
 i4,something else,a,1
-n1,red wool red silk hat sock,a|b|c,
+n1,red wool red silk hat носки,a|b|c,
 n2,,,7.5
 """
 
@@ -44,8 +44,8 @@ def test_new_items_come_behind_those_that_are_known(opened):
     _, prepared, _, more = opened
     assert more.items.ids.tolist() == [*prepared.items.ids, "n0", "n1", "n2"]
     assert more.item_features["id"][-3:].tolist() == [0, 0, 0]
-    assert more.items.texts[-2] == "red wool red silk hat sock"
-    assert [w for w in more.words[-2] if w] == ["red", "wool", "red", "silk", "hat", "sock"]
+    assert more.items.texts[-2] == "red wool red silk hat носки"
+    assert [w for w in more.words[-2] if w] == ["red", "wool", "red", "silk", "hat", "носки"]
     assert not more.item_features["text_mask"][-1].any()
     for name, values in prepared.item_features.items():
         old = more.item_features[name][: len(values)]
