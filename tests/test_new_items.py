@@ -45,7 +45,8 @@ def test_new_items_come_behind_those_that_are_known(opened):
     assert more.items.ids.tolist() == [*prepared.items.ids, "n0", "n1", "n2"]
     assert more.item_features["id"][-3:].tolist() == [0, 0, 0]
     assert more.items.texts[-2] == "red wool red silk hat носки"
-    assert [w for w in more.words[-2] if w] == ["red", "wool", "red", "silk", "hat", "носки"]
+    known = ["red", "wool", "red", "silk", "hat", "носки"]
+    assert [word for word in more.words[-2] if word] == known
     assert not more.item_features["text_mask"][-1].any()
     for name, values in prepared.item_features.items():
         old = more.item_features[name][: len(values)]
