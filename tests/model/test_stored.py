@@ -36,6 +36,20 @@ def test_int8_is_at_most_half_a_level_and_a_rounded_step_off():
     assert np.degrees(np.arccos(cosine.min())) < 0.7
 
 
+def test_blocks_give_what_the_whole_gives(monkeypatch):
+    whole = stored.pack(TOKENS, "int8")
+    monkeypatch.setattr(stored, "_BLOCK", 7)
+    for one, other in zip(stored.pack(TOKENS, "int8"), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_rows_are_those_of_all(dtype):
+    packed, at = stored.pack(TOKENS, dtype), np.array([[3, 0], [49, 3]])
+    want = stored.unpack(packed).numpy()[at]
+    np.testing.assert_array_equal(stored.rows(packed, at), want)
+
+
 def test_full_tokens_come_back_as_they_are():
     np.testing.assert_array_equal(stored.unpack(stored.pack(TOKENS, "float32")), TOKENS)
 

@@ -121,10 +121,10 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
 
 
 def encoded(model, tokens: str):
-    """The catalogue's `states.ItemMatrices` as they are served; see `of_model`."""
+    """The catalogue's `states.ItemMatrices`, with `tokens` as they are stored; see
+    `of_model`."""
     matrices = model.encode_items()
-    kept = stored.unpack(stored.pack(matrices.tokens, tokens))
-    return matrices._replace(tokens=kept)
+    return matrices._replace(tokens=stored.pack(matrices.tokens, tokens))
 
 
 def shortlisted(cosine, blocked: np.ndarray, size: int):
@@ -162,7 +162,5 @@ def opinions(model, user, matrices, rows):
 
 
 def _taken(matrices, rows):
-    return [
-        tf.gather(value, rows)
-        for value in (matrices.pooled, matrices.tokens, matrices.mask)
-    ]
+    pooled, mask = (tf.gather(value, rows) for value in (matrices.pooled, matrices.mask))
+    return pooled, stored.rows(matrices.tokens, rows), mask

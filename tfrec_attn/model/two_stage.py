@@ -50,11 +50,14 @@ class TwoStage(Model):
     def encode_items(self, block: int = 4096) -> ItemMatrices:
         """All items through the item tower, in blocks of rows."""
         count = len(self.items)
-        parts = [
+        blocks = [
             self._encode_rows(tf.range(i, min(i + block, count)))
             for i in range(0, count, block)
         ]
-        return ItemMatrices(*(tf.concat(part, 0) for part in zip(*parts, strict=True)))
+        parts = [list(part) for part in zip(*blocks, strict=True)]
+        del blocks
+        # Of a large catalogue only one matrix at a time is there twice.
+        return ItemMatrices(*(tf.concat(parts.pop(0), 0) for _ in ItemMatrices._fields))
 
     @tf.function(reduce_retracing=True)
     def _encode_rows(self, rows):

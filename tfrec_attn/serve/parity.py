@@ -65,7 +65,9 @@ def trained(
     """
     settings = prepared.config.index
     matrices = model.encode_items()
-    tokens = stored.unpack(stored.pack(matrices.tokens, settings.tokens))
+    packed = stored.pack(matrices.tokens, settings.tokens)
+    # What it was made of is large.
+    matrices = matrices._replace(tokens=None)
     rows = np.arange(len(prepared.users)) if rows is None else np.asarray(rows)
     found = Answers([str(prepared.users.ids[row]) for row in rows], [], [], k)
     for state, events, past in _states(model, prepared, matrices, rows, batch_size):
@@ -79,8 +81,9 @@ def trained(
         scores = np.take_along_axis(scores, best, 1)
         if settings.shortlist:
             take = lambda matrix, best=best: tf.gather(matrix, best)
+            tokens = stored.rows(packed, best)
             logits = model.rank_at(
-                state, take(matrices.pooled), take(tokens), take(matrices.mask)
+                state, take(matrices.pooled), tokens, take(matrices.mask)
             )
             scores = np.where(np.isfinite(scores), logits.numpy(), -np.inf)
         order = np.argsort(-scores, 1, kind="stable")

@@ -37,8 +37,8 @@ class Index(tf.Module):
         self.event = store(matrices.event, "item_event")
         self.first = first(matrices.pooled)
         packed = stored.pack(matrices.tokens, tokens)
-        self.tokens = store(packed.values, "item_tokens")
-        self.step = store(packed.step, "item_step") if tokens == "int8" else None
+        step = store(packed.step, "item_step") if tokens == "int8" else 1.0
+        self.tokens = stored.Stored(store(packed.values, "item_tokens"), step)
         self.mask = store(matrices.mask, "item_mask")
         self.shortlist = min(shortlist, len(self.first))
 
@@ -118,6 +118,4 @@ class Index(tf.Module):
         return self.score(user, row[:, None])[:, 0], pairs, attention
 
     def _tokens(self, rows):
-        step = 1.0 if self.step is None else tf.gather(self.step, rows)
-        tokens = stored.unpack(stored.Stored(tf.gather(self.tokens, rows), step))
-        return tokens, tf.gather(self.mask, rows)
+        return stored.rows(self.tokens, rows), tf.gather(self.mask, rows)
