@@ -107,12 +107,12 @@ class Changes:
         """Each user of `state` with each of the items of its row."""
         users, count = rows.shape
         spread = lambda value: np.repeat(value.numpy(), count, 0)
-        flat = rows.ravel()
+        _, tokens, mask = matrices.candidates(rows.ravel())
         inputs = {
             "user": spread(state.tokens),
             "user_mask": spread(state.mask),
-            "item": matrices.tokens.numpy()[flat][:, None],
-            "item_mask": matrices.mask.numpy()[flat][:, None],
+            "item": tokens.numpy()[:, None],
+            "item_mask": mask.numpy()[:, None],
         }
         before, parts = self.explained(inputs)
         pairs = parts["pair_contributions"].numpy()[:, 0]

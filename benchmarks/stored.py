@@ -25,16 +25,14 @@ def measure(run: Path) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
       ValueError, OSError: When `run` is no training.
     """
     from tfrec_attn.evaluation import comparison, ranking
-    from tfrec_attn.model import stored
     from tfrec_attn.run import runs
 
     model, prepared = runs.load(run)
     asked = comparison.fold(prepared, "test")
-    tokens, size = model.encode_items().tokens, prepared.config.index.shortlist
+    size = prepared.config.index.shortlist
     found = {}
     for dtype in DTYPES:
-        packed = stored.pack(tokens, dtype)
-        kept = packed if dtype == "int8" else packed[:1]
+        kept = model.encode_items(dtype).tokens
         row = asked.ask(dtype, ranking.of_model(model, size, dtype), (K,), K)
         found[dtype] = (
             sum(part.dtype.size * int(np.prod(part.shape)) for part in kept),

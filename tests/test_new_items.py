@@ -65,8 +65,8 @@ def test_values_that_training_did_not_know_are_told(opened, tmp_path, caplog):
 
 def real(matrices, row):
     """What an item is, without padding."""
-    *vectors, tokens, mask = (np.asarray(matrix[row]) for matrix in matrices)
-    return [*vectors, tokens[mask]]
+    pooled, tokens, mask = (part.numpy() for part in matrices.candidates(row))
+    return [matrices.vector[row], matrices.event[row], pooled, tokens[mask]]
 
 
 def test_known_items_are_encoded_as_before(opened):

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfrec_attn.data import catalog, examples
 from tfrec_attn.evaluation import baselines, comparison, ranking
+from tfrec_attn.model import stored
 from tfrec_attn.model.states import ItemMatrices, UserState
 from tfrec_attn.run.prepared import drawn
 
@@ -88,9 +89,10 @@ class Stub:
     def rows(self, rows):
         return {}
 
-    def encode_items(self):
+    def encode_items(self, tokens="float32"):
         row = tf.range(ITEMS, dtype=tf.float32)[:, None]
-        return ItemMatrices(None, None, self.cosine[:, None], row, row > -1)
+        kept = stored.pack(row, tokens)
+        return ItemMatrices(None, None, self.cosine[:, None], kept, row > -1)
 
     def users_at(self, profile, items, batch):
         return UserState(tf.ones((len(batch["seen"]), 1)), None, None)

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from tests.evaluation.test_comparison import GOAL, ITEMS, PAST, Stub, events
 from tfrec_attn.data import examples
 from tfrec_attn.evaluation import weighing
+from tfrec_attn.model import stored
 
 
 def chosen(count, candidates, retrieval, scorer):
@@ -117,9 +118,10 @@ def test_a_list_longer_than_what_is_left_has_places_that_are_not_real():
 class Thirds(Opinionated):
     """Its scorer's logit is the item's token, a third of its row."""
 
-    def encode_items(self):
+    def encode_items(self, tokens="float32"):
         matrices = super().encode_items()
-        return matrices._replace(tokens=matrices.tokens / 3)
+        thirds = stored.pack(matrices.tokens.values / 3, tokens)
+        return matrices._replace(tokens=thirds)
 
     def rank_at(self, user, pooled, tokens, mask):
         return tokens[..., 0]

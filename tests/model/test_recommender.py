@@ -273,7 +273,7 @@ def test_a_score_of_what_users_share_is_that_of_a_pair():
     np.testing.assert_allclose(scores[:, :3], scores[:, 3:], atol=1e-5)
     items = model.encode_items()
     rows = tf.gather(step.items, tf.tile(shared[None], [5, 1]))
-    served = model._score(user, tf.gather(items.tokens, rows), tf.gather(items.mask, rows))
+    served = model._score(user, *items.candidates(rows)[1:])
     np.testing.assert_allclose(scores[:, :3], served, atol=1e-5)
 
 

@@ -283,10 +283,7 @@ def evaluated_answers(model, prepared):
     asked |= {"seen": batch["target_seen"][:, 0], "time": batch["target_time"][:, 0]}
     state = model.encode_users(model.users.rows(batch["user"]), matrices, asked)
     everything = tf.tile(tf.range(ITEMS)[None], (len(cut), 1))
-    take = lambda value: tf.gather(value, everything)
-    ranked = model.rank(
-        state, take(matrices.pooled), take(matrices.tokens), take(matrices.mask)
-    )
+    ranked = model.rank(state, *matrices.candidates(everything))
     found = np.concatenate(
         [state.query, tf.matmul(state.query, matrices.pooled, transpose_b=True), ranked], 1
     )

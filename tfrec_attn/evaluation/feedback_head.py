@@ -76,9 +76,6 @@ def predict(model, prepared: InMemory, fold: str) -> tuple[np.ndarray, np.ndarra
     found = []
     for index in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
         user = ranking.users(model, matrices, queries, index)
-        items = (
-            tf.gather(value, queries.targets.item[index])
-            for value in (matrices.pooled, matrices.tokens, matrices.mask)
-        )
+        items = matrices.candidates(queries.targets.item[index])
         found.append(tf.nn.softmax(model.label(user, *items)).numpy())
     return asked.feedback.astype(int), np.concatenate(found)

@@ -15,7 +15,6 @@ from tfrec_attn import metrics
 from tfrec_attn.data import batches
 from tfrec_attn.data.examples import Examples, begins
 from tfrec_attn.evaluation import baselines
-from tfrec_attn.model import stored
 
 Score = Callable[[Examples, np.ndarray, np.ndarray], np.ndarray]
 # Scores held at once: 256 queries of a catalogue of 130,000 items, 16 of two million.
@@ -103,7 +102,7 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
       shortlist: Items that are re-ranked; 0 is the retrieval alone.
       tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
-    matrices = encoded(model, tokens)
+    matrices = model.encode_items(tokens)
 
     def score(queries, index, blocked):
         user = users(model, matrices, queries, index)
@@ -118,13 +117,6 @@ def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
         return scores
 
     return score
-
-
-def encoded(model, tokens: str):
-    """The catalogue's `states.ItemMatrices`, with `tokens` as they are stored; see
-    `of_model`."""
-    matrices = model.encode_items()
-    return matrices._replace(tokens=stored.pack(matrices.tokens, tokens))
 
 
 def shortlisted(cosine, blocked: np.ndarray, size: int):
@@ -153,14 +145,9 @@ def users(model, matrices, queries: Examples, index: np.ndarray):
 
 def rank(model, user, matrices, rows):
     """`[B, C]` ranking logits of the items at `rows` `[B, C]`."""
-    return model.rank_at(user, *_taken(matrices, rows))
+    return model.rank_at(user, *matrices.candidates(rows))
 
 
 def opinions(model, user, matrices, rows):
     """The retrieval's and the scorer's logits of the items at `rows`, `[B, C]` each."""
-    return model.opinions_at(user, *_taken(matrices, rows))
-
-
-def _taken(matrices, rows):
-    pooled, mask = (tf.gather(value, rows) for value in (matrices.pooled, matrices.mask))
-    return pooled, stored.rows(matrices.tokens, rows), mask
+    return model.opinions_at(user, *matrices.candidates(rows))

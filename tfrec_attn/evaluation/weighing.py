@@ -59,7 +59,7 @@ def shortlists(
       size: C, of which no more are taken than there are.
       tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
-    matrices, found = ranking.encoded(model, tokens), []
+    matrices, found = model.encode_items(tokens), []
     for index, left_out in ranking.in_batches(queries, n_items):
         blocked = ranking.mask_of(left_out, n_items)
         user = ranking.users(model, matrices, queries, index)

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfrec_attn.model import stored
+from tfrec_attn.model.stored import Stored
+
 
 class Features:
     """Features of all items or all users as tensors by row, outside the model's weights.
@@ -44,14 +47,20 @@ class ItemMatrices(NamedTuple):
       vector: `[I, d]`, an item in a history.
       event: `[I, e]`, an item in the history that the ranking sees.
       pooled: `[I, d]` unit vectors, for the retrieval.
-      tokens, mask: `[I, m, e]` and `[I, m]`, for the ranking.
+      tokens: `[I, m, e]` as they are stored, for the ranking.
+      mask: `[I, m]`, which of them are real.
     """
 
     vector: tf.Tensor
     event: tf.Tensor
     pooled: tf.Tensor
-    tokens: tf.Tensor
+    tokens: Stored
     mask: tf.Tensor
+
+    def candidates(self, rows):
+        """`pooled`, float32 `tokens` and `mask` of the items at `rows` `[B, C]`."""
+        tokens = stored.rows(self.tokens, rows)
+        return tf.gather(self.pooled, rows), tokens, tf.gather(self.mask, rows)
 
 
 class UserState(NamedTuple):

@@ -8,18 +8,16 @@ from typing import NamedTuple
 import tensorflow as tf
 
 _LEVELS = 127.0
-# Items that are rounded at a time: what is made on the way is of these alone.
-_BLOCK = 65_536
 
 
 class Stored(NamedTuple):
     """Attributes:
     values: `[I, m, d]` in the dtype that is kept.
-    step: `[I, m, 1]` bfloat16, what one unit of int8 `values` stands for; else 1.
+    step: `[I, m, 1]` bfloat16, what one unit of int8 `values` stands for; else `[I, 0]`.
     """
 
     values: tf.Tensor
-    step: tf.Tensor | float = 1.0
+    step: tf.Tensor
 
 
 def pack(tokens, dtype: str) -> Stored:
@@ -29,12 +27,9 @@ def pack(tokens, dtype: str) -> Stored:
     turns by about a third of a degree at d = 128.
     """
     if dtype != "int8":
-        return Stored(tf.cast(tokens, dtype))
-    blocks = [_rounded(tokens[i : i + _BLOCK]) for i in range(0, len(tokens), _BLOCK)]
-    return Stored(*(tf.concat(part, 0) for part in zip(*blocks, strict=True)))
-
-
-def _rounded(tokens) -> Stored:
+        return Stored(
+            tf.cast(tokens, dtype), tf.zeros([tf.shape(tokens)[0], 0], tf.bfloat16)
+        )
     largest = tf.reduce_max(tf.abs(tokens), -1, keepdims=True)
     step = tf.cast(tf.maximum(largest, 1e-30) / _LEVELS, tf.bfloat16)
     # Over the step as it is kept: its own rounding then costs nothing.
@@ -44,10 +39,12 @@ def _rounded(tokens) -> Stored:
 
 def rows(stored: Stored, at):
     """Float32 tokens `[.., m, d]` of the items at `at` `[..]`."""
-    step = stored.step if isinstance(stored.step, float) else tf.gather(stored.step, at)
-    return unpack(Stored(tf.gather(stored.values, at), step))
+    return unpack(Stored(*(tf.gather(part, at) for part in stored)))
 
 
 def unpack(stored: Stored):
     """Float32 tokens."""
-    return tf.cast(stored.values, tf.float32) * tf.cast(stored.step, tf.float32)
+    values = tf.cast(stored.values, tf.float32)
+    if stored.values.dtype != tf.int8:
+        return values
+    return values * tf.cast(stored.step, tf.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfrec_attn.keras_binding import on_legacy_keras
-from tfrec_attn.model import tasks
+from tfrec_attn.model import stored, tasks
 from tfrec_attn.model.states import Features, ItemMatrices, UserState
 from tfrec_attn.model.towers import ItemTower, UserTokens, UserTower, latest, request_gap
 
@@ -47,28 +47,28 @@ class TwoStage(Model):
         # How much of the score counts; `weighing.weigh` chooses it on the validation fold.
         self.share = self.add_weight("share", (), initializer="ones", trainable=False)
 
-    def encode_items(self, block: int = 4096) -> ItemMatrices:
-        """All items through the item tower, in blocks of rows."""
+    def encode_items(self, tokens: str = "float32", block: int = 4096) -> ItemMatrices:
+        """All items through the item tower.
+
+        Args:
+          tokens: Dtype in which the ranking's tokens are kept; see `stored`.
+          block: Rows at a time.
+        """
         count = len(self.items)
         blocks = [
-            self._encode_rows(tf.range(i, min(i + block, count)))
+            self._encode_rows(tf.range(i, min(i + block, count)), tokens)
             for i in range(0, count, block)
         ]
-        parts = [list(part) for part in zip(*blocks, strict=True)]
-        del blocks
-        # Of a large catalogue only one matrix at a time is there twice.
-        return ItemMatrices(*(tf.concat(parts.pop(0), 0) for _ in ItemMatrices._fields))
+        return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *blocks)
 
     @tf.function(reduce_retracing=True)
-    def _encode_rows(self, rows):
+    def _encode_rows(self, rows, tokens="float32") -> ItemMatrices:
         features = self.items.rows(rows)
         vector = self.item_tower.vector(features)
-        return (
-            vector,
-            self.item_tower.event(vector, features["id"]),
-            self.item_tower.pool(vector),
-            *self.item_tower(features),
-        )
+        event = self.item_tower.event(vector, features["id"])
+        made, mask = self.item_tower(features)
+        packed = stored.pack(made, tokens)
+        return ItemMatrices(vector, event, self.item_tower.pool(vector), packed, mask)
 
     def encode_users(self, profile, items, batch) -> UserState:
         """Users as of one moment each.
@@ -183,9 +183,7 @@ class TwoStage(Model):
         rows = tf.zeros(1, tf.int32)
         with self.distribute_strategy.scope():
             self.retrieval.build(None)
-            made = self._encode_rows.python_function(rows)
-            items = ItemMatrices(*made)
+            items = self._encode_rows.python_function(rows)
             user = self.encode_users(self.users.rows(rows), items, batch)
-            pooled, tokens, mask = (value[None] for value in items[2:])
-            self.rank(user, pooled, tokens, mask)
-            self.label(user, *items[2:])
+            self.rank(user, *items.candidates(rows[None]))
+            self.label(user, *items.candidates(rows))

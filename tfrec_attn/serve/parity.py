@@ -9,8 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfrec_attn.model import stored
-
 # Of a user's largest score, at least of 1: sums of float32 are as exact as their terms.
 TOLERANCE = 1e-5
 
@@ -64,10 +62,7 @@ def trained(
       batch_size: Users a step.
     """
     settings = prepared.config.index
-    matrices = model.encode_items()
-    packed = stored.pack(matrices.tokens, settings.tokens)
-    # What it was made of is large.
-    matrices = matrices._replace(tokens=None)
+    matrices = model.encode_items(settings.tokens)
     rows = np.arange(len(prepared.users)) if rows is None else np.asarray(rows)
     found = Answers([str(prepared.users.ids[row]) for row in rows], [], [], k)
     for state, events, past in _states(model, prepared, matrices, rows, batch_size):
@@ -80,11 +75,7 @@ def trained(
         best = np.argsort(-scores, 1, kind="stable")[:, :size]
         scores = np.take_along_axis(scores, best, 1)
         if settings.shortlist:
-            take = lambda matrix, best=best: tf.gather(matrix, best)
-            tokens = stored.rows(packed, best)
-            logits = model.rank_at(
-                state, take(matrices.pooled), tokens, take(matrices.mask)
-            )
+            logits = model.rank_at(state, *matrices.candidates(best))
             scores = np.where(np.isfinite(scores), logits.numpy(), -np.inf)
         order = np.argsort(-scores, 1, kind="stable")
         for items, values in zip(

@@ -27,7 +27,7 @@ class Index(tf.Module):
 
     def __init__(self, model, *, shortlist: int, tokens: str = "float32", first=Exact):
         super().__init__(name="index")
-        matrices = model.encode_items()
+        matrices = model.encode_items(tokens)
         store = lambda value, name: tf.Variable(value, trainable=False, name=name)
         # Tracked as variables only: of what it tracks Keras also saves traces of its own
         # and the model's, which hold the features of all items as constants.
@@ -36,9 +36,8 @@ class Index(tf.Module):
         self.vector = store(matrices.vector, "item_vector")
         self.event = store(matrices.event, "item_event")
         self.first = first(matrices.pooled)
-        packed = stored.pack(matrices.tokens, tokens)
-        step = store(packed.step, "item_step") if tokens == "int8" else 1.0
-        self.tokens = stored.Stored(store(packed.values, "item_tokens"), step)
+        values, step = matrices.tokens
+        self.tokens = stored.Stored(store(values, "item_tokens"), store(step, "item_step"))
         self.mask = store(matrices.mask, "item_mask")
         self.shortlist = min(shortlist, len(self.first))
 
