@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import re
 import tomllib
 from pathlib import Path
 
@@ -368,8 +369,13 @@ def test_unknown_feedback(read):
 
 
 def test_a_missing_file(write):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        read_tables("nowhere.csv", None, write("events.csv", EVENTS))
+    events = write("events.csv", EVENTS)
+    place = re.escape(str(Path.cwd()))
+    with pytest.raises(FileNotFoundError, match=rf"^nowhere\.csv: .* in {place}\. A rel"):
+        read_tables("nowhere.csv", None, events)
+    gone = events.with_name("gone.csv")
+    with pytest.raises(FileNotFoundError, match=r"gone\.csv: no such file or folder\.$"):
+        read_tables(gone, None, events)
 
 
 @pytest.mark.parametrize(

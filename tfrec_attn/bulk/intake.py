@@ -9,7 +9,7 @@ import polars as pl
 
 from tfrec_attn.bulk import asked, shards
 from tfrec_attn.bulk.shards import Shards
-from tfrec_attn.data import blocks, rejects
+from tfrec_attn.data import blocks, readers, rejects
 from tfrec_attn.data.schema import FileFormat
 
 
@@ -19,8 +19,7 @@ def digest(table: Path) -> str:
     Raises:
       FileNotFoundError: There is none.
     """
-    if not table.exists():
-        raise FileNotFoundError(f"{table}: no such file or folder.")
+    readers.require(table)
     total = hashlib.sha256()
     for file in sorted(table.iterdir()) if table.is_dir() else [table]:
         if file.is_file():

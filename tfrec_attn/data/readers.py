@@ -67,9 +67,25 @@ def read(path: str | Path, file_format: FileFormat | None = None) -> RawTable:
 
 def files(path: Path) -> list[Path]:
     """A file, or the shards of a folder in natural order of their names."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder.")
+    require(path)
     return _shards(path) if path.is_dir() else [path]
+
+
+def require(path: Path) -> None:
+    """Looks whether a table is there.
+
+    Raises:
+      FileNotFoundError: It is not; says where a relative path was looked for.
+    """
+    if path.exists():
+        return
+    where = (
+        f" in {Path.cwd()}. A relative path, also one of a run's config.toml, is as of "
+        "where a command is begun"
+    )
+    raise FileNotFoundError(
+        f"{path}: no such file or folder{'' if path.is_absolute() else where}."
+    )
 
 
 def kind_of(path: Path) -> str:
