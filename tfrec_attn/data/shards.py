@@ -109,11 +109,11 @@ class Shards:
         return dataclasses.replace(self, count=1, single=True)
 
     def own(self, worker: int, workers: int) -> "Shards":
-        """Those of one worker, where all together have each shard once; with as many empty
-        examples as give each of them an epoch of one length.
+        """Those of one worker; all together have each shard once. Its epoch is made as long
+        as the longest by empty examples.
 
         Raises:
-          ValueError: When there is not a shard for each.
+          ValueError: When there is not a shard with examples for each.
         """
         sizes = np.array([self._size(shard) for shard in self.shards])
         if (count := np.count_nonzero(sizes)) < workers:
@@ -126,7 +126,7 @@ class Shards:
         each = [int(sizes[owner == one].sum()) for one in range(workers)]
         return dataclasses.replace(
             self,
-            shards=[self.shards[at] for at in np.flatnonzero(owner == worker)],
+            shards=[s for s, its in zip(self.shards, owner, strict=True) if its == worker],
             empty=max(each) - each[worker],
         )
 
