@@ -2,9 +2,8 @@
 
     python -m tests.killing SIGKILL 14 --out runs/a …
 
-trains by the arguments behind, and has a signal as step 14 ends, 0 for none; tells after
-each stage which weights it has. Of several workers all are asked after each step whether
-one had the signal.
+trains by the arguments behind, and has a signal as step 14 ends, 0 for none; see `telling`,
+too. Of several workers all are asked after each step whether one had the signal.
 """
 
 import contextlib
@@ -70,13 +69,16 @@ def signalled(name: str, step: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
-    """Within, a training says a number that is of its weights, as a stage ends."""
+    """Within, a training says as a stage ends a number that is of its weights, and how many
+    targets of weight 1 it had in the last epoch, over all workers."""
     from tfrec_attn.training.keeper import Keeper
 
     def end(self):
-        values = [variable.numpy() for variable in self.model.trainable_variables]
-        total = zlib.crc32(b"".join(value.tobytes() for value in values))
-        print(f"weights: {total}", file=sys.stderr)
+        model = self.recommender
+        values = [variable.numpy().tobytes() for variable in model.trainable_variables]
+        total = zlib.crc32(b"".join(values))
+        targets = max(meter.count.numpy() for meter in model.meters.values())
+        print(f"weights: {total}, targets: {targets:.0f}", file=sys.stderr)
         ended(self)
 
     ended = Keeper.end

@@ -202,12 +202,12 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):
 @pytest.fixture(params=["tables", "shards of their own"])
 def told(request, tables, tmp_path):
     """Gives the arguments of a training into a folder, of two epochs of 9 steps and, on
-    shards, one of 5, for which one of the workers has but four batches of 13 targets."""
+    shards, one of 5, for which one of the workers has but four batches of 13 targets; and
+    how many targets there are."""
     if request.param == "tables":
         sets = ["train.epochs=2", "train.ranking_epochs=0"]
-        return lambda out: small.arguments(
-            tables, tmp_path / out, "--strategy", "multiworker", sets=sets
-        )
+        given = "--strategy", "multiworker"
+        return lambda out: small.arguments(tables, tmp_path / out, *given, sets=sets), 161
     shop, place = tmp_path / "shop", tmp_path / "prepared"
     shop.mkdir()
     unordered.prepared(unordered.write(shop, unordered.rows()), place, small.SMALL[2])
@@ -215,22 +215,24 @@ def told(request, tables, tmp_path):
     sets += ["loss.ranked_targets=26"]
     given = [x for s in (*small.SMALL, *sets) for x in ("--set", s)]
     given += ["--prepared", str(place), "--strategy", "multiworker"]
-    return lambda out: [*given, "--out", str(tmp_path / out)]
+    return lambda out: [*given, "--out", str(tmp_path / out)], 105
 
 
 @pytest.mark.slow
 def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(told, tmp_path):
     """After step 3 of the 9 of an epoch; each draws its dropout for other items."""
-    workers(told("whole"), TRAIN, TRAIN)
+    arguments, targets = told
+    workers(arguments("whole"), TRAIN, TRAIN)
     silent, asked = ("tests.killing", "SIGTERM", "0"), ("tests.killing", "SIGTERM", "12")
-    for out, err in workers(told("run"), silent, asked):
+    for out, err in workers(arguments("run"), silent, asked):
         assert out == ""
         assert "SIGTERM: stopped. --resume goes on after the last state" in err
     place = tmp_path / "run"
     states = (place / "checkpoints").glob("*/last-*.index")
     assert {state.stem for state in states} == {"last-9", "last-12"}
-    again = workers([*told("run"), "--resume"], silent, silent)
-    (one, two) = (re.findall(r"weights: \d+", err) for _, err in again)
-    assert one == two != []
+    again = workers([*arguments("run"), "--resume"], silent, silent)
+    one, two = (re.findall(r"weights: (\d+), targets: (\d+)", err) for _, err in again)
+    assert one == two
+    assert one[-1][1] == str(targets)
     assert small.history(place) == small.history(tmp_path / "whole")
     killing.require_same_weights(place, tmp_path / "whole")
