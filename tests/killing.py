@@ -2,14 +2,15 @@
 
     python -m tests.killing SIGKILL 14 --out runs/a …
 
-trains by the arguments behind, and has a signal as step 14 ends, 0 for none. Of several
-workers all are asked after each step whether one had it.
+trains by the arguments behind, and has a signal as step 14 ends, 0 for none; see `telling`,
+too. Of several workers all are asked after each step whether one had the signal.
 """
 
 import contextlib
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,26 @@ def signalled(name: str, step: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Within, a training says as a stage ends a number that is of its weights, and how many
+    targets of weight 1 it had in the last epoch, over all workers."""
+    from tfrec_attn.training.keeper import Keeper
+
+    def end(self):
+        model = self.recommender
+        values = [variable.numpy().tobytes() for variable in model.trainable_variables]
+        total = zlib.crc32(b"".join(values))
+        targets = max(meter.count.numpy() for meter in model.meters.values())
+        print(f"weights: {total}, targets: {targets:.0f}", file=sys.stderr)
+        ended(self)
+
+    ended = Keeper.end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keeper, "end", end)
+        yield
+
+
 def require_same_weights(run: Path, other: Path) -> None:
     """Of what two runs have kept as the best, bit for bit."""
     names = [
@@ -94,5 +115,5 @@ if __name__ == "__main__":
     from tfrec_attn.training import agreement
 
     agreement.SECONDS = 0
-    with signalled(sys.argv[1], int(sys.argv[2])):
+    with signalled(sys.argv[1], int(sys.argv[2])), telling():
         sys.exit(train.main(sys.argv[3:]))

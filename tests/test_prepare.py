@@ -101,6 +101,33 @@ def test_an_epoch_holds_the_examples_of_the_tables_once(both):
         assert (first != second).any()
 
 
+@pytest.mark.parametrize(("workers", "size"), [(1, 4), (2, 4), (3, 9)])
+def test_workers_with_shards_of_their_own_see_each_example_once(both, workers, size):
+    """Of both stages, in as many batches each: of 2 workers that leave the last out one has
+    14 of its 53 targets, and the other, of 52, as many. One worker has what all have."""
+    out, tables = both
+    stream, _ = read(out)
+    for shards, cut in (
+        (stream.training(), tables.training()),
+        (stream.training().singly(), tables.training().singly()),
+    ):
+        own = [shards.own(worker, workers) for worker in range(workers)]
+        (steps,) = {batches.steps(one, size) for one in own}
+        seen = [[], []]
+        for one in own:
+            run = list(batches.training(one, size, seed=3).take(2 * steps))
+            for at, batch in enumerate(run):
+                seen[at // steps] += shown(batch, stream.users.ids)
+            later = batches.training(one, size, seed=3, epoch=1, step=steps - 1)
+            for last in later.take(1):
+                np.testing.assert_array_equal(last["target"], run[-1]["target"])
+        for one in seen:
+            assert sorted(one) == shown(whole(cut), tables.users.ids)
+    if workers == 1:
+        for batch, same in zip(run, epoch(shards, size), strict=False):
+            np.testing.assert_array_equal(batch["target"], same["target"])
+
+
 def test_positives_come_with_the_batch_and_none_is_held_out(both):
     out, _ = both
     stream, memory = read(out)

@@ -1,10 +1,13 @@
 """How a batch is shared: each place once, whoever has it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tests.data.test_batches import ITEM, made
 from tfrec_attn.data import batches, shares
+from tfrec_attn.data.shards import Shard, Shards
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,35 @@ def test_each_place_goes_to_one_replica(size, replicas, parts, want):
 def test_an_empty_place_is_an_empty_example():
     at = np.array([[2, 0], [1, -1]])
     assert shares.taken(np.array([7, 8, -1]), at).tolist() == [[-1, 7], [8, -1]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "workers", "want"),
+    [
+        # The largest, 7, to the first; 5 and 3 to the second; 2 to the first, which has 9.
+        ([2, 7, 3, 5, 0], 2, [0, 0, 1, 1, 1]),
+        ([2, 7, 3, 5, 0], 3, [2, 0, 2, 1, 1]),
+        ([4, 4, 4], 3, [0, 1, 2]),
+        ([3, 1], 1, [0, 0]),
+    ],
+)
+def test_files_are_divided_by_size(sizes, workers, want):
+    assert shares.owners(np.array(sizes), workers).tolist() == want
+
+
+def test_a_worker_has_whole_shards_and_epochs_as_long_as_the_others():
+    """By examples, 2, 7 and 3, or by targets, 9, 8 and 3; one shard has nothing."""
+    sizes = {"a": (2, 9), "b": (7, 8), "c": (3, 3), "d": (0, 0)}
+    files = [Shard(Path(name), 0, *size, bytes=0) for name, size in sizes.items()]
+    made = Shards(files, length=5, count=9, positives=())
+    found = lambda shards: [shards.own(worker, 2) for worker in range(2)]
+    names = lambda shards: ["".join(str(s.path) for s in x.shards) for x in found(shards)]
+    assert names(made) == ["b", "acd"]
+    assert names(made.singly()) == ["ad", "bc"]
+    assert [(one.empty, len(one)) for one in found(made)] == [(0, 7), (2, 7)]
+    assert [(one.empty, len(one)) for one in found(made.singly())] == [(2, 11), (0, 11)]
+    with pytest.raises(ValueError, match=r"Received: 3 for 4 workers\. Start fewer"):
+        made.own(0, 4)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -33,11 +33,11 @@ DRAWN = {
 }
 
 
-def learned(strategy, regularization=None, parts=1, **loss):
+def learned(strategy, regularization=None, parts=1, rows=WHOLE, **loss):
     """See `summed`."""
     with strategy.scope():
         model = build(regularization, parts, **loss)
-    return summed(model, batch(WHOLE))
+    return summed(model, batch(rows))
 
 
 def summed(model, given):
@@ -71,8 +71,14 @@ def summed(model, given):
         {**RETRIEVAL, **FEW, "ranking": 0.0, "regularization": DRAWN},
         {**FEW, "distillation": 0.5},
         {**FEW, "parts": 2},
+        {**FEW, "rows": [0, 1, 2, 3, *[-1] * 4]},
     ],
-    ids=["retrieval with all that is drawn", "all losses", "all losses in parts"],
+    ids=[
+        "retrieval with all that is drawn",
+        "all losses",
+        "all losses in parts",
+        "a replica without examples",
+    ],
 )
 def test_a_step_on_two_replicas_is_that_on_one(given):
     want, found = (learned(strategy, **given) for strategy in (ONE, STRATEGY))

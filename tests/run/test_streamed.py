@@ -16,6 +16,7 @@ from tests.unordered import (
 )
 from tfrec_attn import evaluate, export, train
 from tfrec_attn.run import runs
+from tfrec_attn.training import checkpoints, distribution
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,31 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_batches(run, made, tmp_pat
     assert train.main(["--out", str(tmp_path), "--resume"]) == 0
     assert history(tmp_path) == history(run)
     killing.require_same_weights(tmp_path, run)
+
+
+def test_within_an_epoch_there_are_as_many_workers_with_shards_of_their_own(
+    made, tmp_path, monkeypatch, capsys
+):
+    """This is the first of them, and meets no other. Of 8 workers each has 11 steps, of one
+    example each, as the largest shard has 11; one alone has 7 steps for 54 examples."""
+    of = lambda count: monkeypatch.setattr(distribution, "worker", lambda _: (0, count))
+    sets = [*LIGHT, "train.own_shards=true"]
+    again = ["--out", str(tmp_path), "--resume"]
+    states = tmp_path / "checkpoints" / "both"
+    of(8)
+    with killing.signalled("SIGTERM", 14):
+        assert train.main(arguments(tmp_path, made, sets=sets)) == 0
+    of(1)
+    assert train.main(again) == 2
+    assert "divided among 8 worker(s) (train.own_shards). Received: 1. Start as many" in (
+        capsys.readouterr().err
+    )
+    # The state before is of the end of an epoch.
+    checkpoints.remove(states / "last-14")
+    assert [state.stem for state in states.glob("last-*.index")] == ["last-11"]
+    assert train.main(again) == 0
+    assert len(history(tmp_path)) == 2
+    assert {state.stem for state in states.glob("last-*.index")} == {"last-7", "last-14"}
 
 
 @pytest.mark.slow

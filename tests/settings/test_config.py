@@ -55,6 +55,7 @@ from tfrec_attn.settings import config, sections
             "by_user is for split.name=random. Received: by_user=True",
         ),
         (["split.validation=0"], "Setting split.validation: "),
+        (["train.own_shards=true"], "there are none: .* or set train.own_shards=false"),
         (["train.epochs"], "An override reads section.field=value: got 'train.epochs'"),
         (["epochs=3"], "An override reads section.field=value: got 'epochs=3'"),
         (["train.epochs=3", "train.epochs.more=4"], "epochs is a value, it has no fields"),

@@ -74,6 +74,22 @@ def test_two_states_are_kept(tmp_path):
     assert states(tmp_path).numbers == [40, 200]
 
 
+@pytest.mark.parametrize(("owner", "name", "at"), EVERYWHERE)
+def test_states_that_are_numbered_anew_leave_one_to_go_on_from(tmp_path, owner, name, at):
+    """By a number below that of the last one, above it, and the same."""
+    for number in (6, 10, 8):
+        folder = tmp_path / str(number)
+        for value, old in ((1, 4), (2, 8)):
+            states(folder, value).save(old)
+        with dying(owner, name, at) as died:
+            states(folder, 3).restart(number)
+        again = states(folder)
+        assert again.restore()
+        # What is written over the last one is not there for a moment.
+        assert of(again.checkpoint) in ((1, 2, 3) if died else (3,))
+        assert died or again.numbers == [number]
+
+
 @pytest.mark.parametrize("suffix", [".data-00000-of-00001", ".index"])
 def test_of_a_damaged_state_the_one_before_is_taken(tmp_path, caplog, suffix):
     for number in (1, 2):
@@ -96,13 +112,15 @@ def test_where_there_is_no_state_there_is_nothing_to_go_on_from(tmp_path):
 def test_a_position_is_part_of_a_state(tmp_path):
     history = [{"epoch": 1, "stage": "both", "loss": 0.1 + 0.2}]
     position = checkpoints.Position(history)
-    position.step = 7
+    position.step, position.divided = 7, 3
     checkpoints.write(tf.train.Checkpoint(position=position), tmp_path / "last-1")
     mine = [{"epoch": 9}]
     again = checkpoints.Position(mine)
     kept = tf.train.Checkpoint(position=again)
     kept.read(str(tmp_path / "last-1")).assert_consumed()
-    assert (mine, again.step) == (history, 7)
+    assert (mine, again.step, again.divided) == (history, 7, 3)
+    again.deserialize(b'{"history": [], "step": 2}')
+    assert again.divided == 1
 
 
 FULL = tf.errors.ResourceExhaustedError(None, None, "best_temp; No space left on device")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from tests import killing, small
+from tests import killing, small, unordered
 from tests.data.test_batches import ITEM, made
 from tfrec_attn import train
 from tfrec_attn.data import batches
@@ -121,6 +121,29 @@ def test_replicas_see_each_example_once_an_epoch(size):
     assert sorted(seen) == sorted(ITEM)
 
 
+@pytest.mark.parametrize(
+    ("own", "want"),
+    [
+        # In two parts, of which each replica has a place.
+        (False, [[[0, 4], [1, 5]], [[2, 6], [3, 7]]]),
+        (True, [[[0, 1, 4, 5], [2, 3, 6, 7]]] * 2),
+    ],
+)
+def test_the_replicas_of_a_worker_share_all_batches_or_its_own(own, want):
+    """Four replicas of two workers."""
+
+    class Four:
+        num_replicas_in_sync = 4
+
+        def distribute_datasets_from_function(self, of_worker):
+            return [of_worker(tf.distribute.InputContext(2, worker)) for worker in (0, 1)]
+
+    found = []
+    make = lambda at: tf.data.Dataset.from_tensors(found.append(at.tolist()) or 0)
+    distribution.distributed(Four(), make, 8, 2, own=own)
+    assert found == want
+
+
 STILL = ["model.dropout=0", "model.id_dropout=0", "scorer.dropout=0", "train.epochs=1"]
 STILL += ["train.ranking_epochs=0"]
 TRAIN = ("tfrec_attn.train",)
@@ -176,21 +199,40 @@ def test_two_workers_train_what_one_process_does(tables, tmp_path):
     assert files(two) == files(one)
 
 
+@pytest.fixture(params=["tables", "shards of their own"])
+def told(request, tables, tmp_path):
+    """Gives the arguments of a training into a folder, of two epochs of 9 steps and, on
+    shards, one of 5, for which one of the workers has but four batches of 13 targets; and
+    how many targets there are."""
+    if request.param == "tables":
+        sets = ["train.epochs=2", "train.ranking_epochs=0"]
+        given = "--strategy", "multiworker"
+        return lambda out: small.arguments(tables, tmp_path / out, *given, sets=sets), 161
+    shop, place = tmp_path / "shop", tmp_path / "prepared"
+    shop.mkdir()
+    unordered.prepared(unordered.write(shop, unordered.rows()), place, small.SMALL[2])
+    sets = ["train.own_shards=true", "train.batch_size=6", "train.ranking_epochs=1"]
+    sets += ["loss.ranked_targets=26"]
+    given = [x for s in (*small.SMALL, *sets) for x in ("--set", s)]
+    given += ["--prepared", str(place), "--strategy", "multiworker"]
+    return lambda out: [*given, "--out", str(tmp_path / out)], 105
+
+
 @pytest.mark.slow
-def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(tables, tmp_path):
+def test_workers_of_which_one_is_asked_to_end_go_on_as_if_it_had_not_been(told, tmp_path):
     """After step 3 of the 9 of an epoch; each draws its dropout for other items."""
-    sets = ["train.epochs=2", "train.ranking_epochs=0"]
-    arguments = lambda out: small.arguments(
-        tables, tmp_path / out, "--strategy", "multiworker", sets=sets
-    )
+    arguments, targets = told
     workers(arguments("whole"), TRAIN, TRAIN)
     silent, asked = ("tests.killing", "SIGTERM", "0"), ("tests.killing", "SIGTERM", "12")
     for out, err in workers(arguments("run"), silent, asked):
         assert out == ""
         assert "SIGTERM: stopped. --resume goes on after the last state" in err
     place = tmp_path / "run"
-    states = (place / "checkpoints" / "both").glob("last-*.index")
+    states = (place / "checkpoints").glob("*/last-*.index")
     assert {state.stem for state in states} == {"last-9", "last-12"}
-    workers([*arguments("run"), "--resume"], TRAIN, TRAIN)
+    again = workers([*arguments("run"), "--resume"], silent, silent)
+    one, two = (re.findall(r"weights: (\d+), targets: (\d+)", err) for _, err in again)
+    assert one == two
+    assert one[-1][1] == str(targets)
     assert small.history(place) == small.history(tmp_path / "whole")
     killing.require_same_weights(place, tmp_path / "whole")

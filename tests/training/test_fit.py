@@ -96,6 +96,19 @@ def test_a_batch_that_does_not_fall_into_parts_is_refused(tmp_path):
         train(build(accumulate=3, **RETRIEVAL), None, tmp_path, epochs=1)
 
 
+@pytest.mark.parametrize(("size", "received"), [(9, 9), (8, 11)])
+def test_workers_with_shards_of_their_own_have_as_many_examples(
+    tmp_path, monkeypatch, size, received
+):
+    """Of a step of both stages: of the ranking's 11, too."""
+    monkeypatch.setattr(distribution, "worker", lambda strategy: (0, 2))
+    given = {"batch_size": size, "own_shards": True}
+    made = config.validate({"train": given, "data": {"prepared": "x"}}).train
+    model = build(ranked_targets=11)
+    with pytest.raises(ValueError, match=f"Received: {received} examples for 2 workers"):
+        fit.fit(model, shop()[0], None, None, settings=made, out=tmp_path)
+
+
 def test_the_ranking_goes_on_from_the_best_retrieval_and_leaves_it(tmp_path):
     """Of three epochs of retrieval the second is the best; of two of ranking the last."""
     model, seen = build(ranked_targets=8), []

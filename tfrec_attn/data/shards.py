@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfrec_attn import atomic
-from tfrec_attn.data import windows
+from tfrec_attn.data import shares, windows
 
 # Of each array of a record.
 DTYPES = {
@@ -78,6 +78,7 @@ class Shards:
       count: T, most targets of an example.
       positives: Labels of the positives that come with a user.
       single: Whether each target is an example of its own, whatever was written.
+      empty: Examples of an epoch without history or targets, beside those of the shards.
     """
 
     shards: Sequence[Shard]
@@ -85,9 +86,13 @@ class Shards:
     count: int
     positives: tuple[int, ...]
     single: bool = False
+    empty: int = 0
 
     def __len__(self) -> int:
-        return sum(s.targets if self.single else s.examples for s in self.shards)
+        return self.empty + sum(map(self._size, self.shards))
+
+    def _size(self, shard: Shard) -> int:
+        return shard.targets if self.single else shard.examples
 
     @property
     def width(self) -> int:
@@ -102,6 +107,28 @@ class Shards:
     def singly(self) -> "Shards":
         """The same targets, each with a window of its own."""
         return dataclasses.replace(self, count=1, single=True)
+
+    def own(self, worker: int, workers: int) -> "Shards":
+        """Those of one worker; all together have each shard once. Its epoch is made as long
+        as the longest by empty examples.
+
+        Raises:
+          ValueError: When there is not a shard with examples for each.
+        """
+        sizes = np.array([self._size(shard) for shard in self.shards])
+        if (count := np.count_nonzero(sizes)) < workers:
+            raise ValueError(
+                "train.own_shards needs a shard with examples for each worker. Received: "
+                f"{count} for {workers} workers. Start fewer workers, or set "
+                "train.own_shards=false."
+            )
+        owner = shares.owners(sizes, workers)
+        each = [int(sizes[owner == one].sum()) for one in range(workers)]
+        return dataclasses.replace(
+            self,
+            shards=[s for s, its in zip(self.shards, owner, strict=True) if its == worker],
+            empty=max(each) - each[worker],
+        )
 
     def batches(
         self,
@@ -152,7 +179,7 @@ class Shards:
             found = found.shuffle(
                 BUFFER, seed=seed * 1_000_003 + turn, reshuffle_each_iteration=False
             )
-            pad = -len(self) % batch_size
+            pad = self.empty + -len(self) % batch_size
             found = found.concatenate(self._nothing().repeat(pad))
             return found.padded_batch(
                 batch_size,
@@ -209,9 +236,10 @@ class Shards:
     def _nothing(self) -> tf.data.Dataset:
         """One example without history or targets."""
         pad = self._padding()
+        # Of positives one place, as a user without any has.
         return tf.data.Dataset.from_tensors(
             {
-                name: tf.fill([size or 0 for size in spec.shape], pad[name])
+                name: tf.fill([size or 1 for size in spec.shape], pad[name])
                 for name, spec in self._specs().items()
             }
         )

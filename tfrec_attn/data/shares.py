@@ -1,4 +1,4 @@
-"""Which examples of a batch go to which replica."""
+"""Which examples go to whom: those of a batch to replicas, those of files to workers."""
 
 import numpy as np
 
@@ -21,6 +21,21 @@ def places(size: int, *, replicas: int = 1, parts: int = 1) -> np.ndarray:
     by_part = np.arange(parts * replicas * each).reshape(parts, replicas, each)
     at = by_part.transpose(1, 0, 2).reshape(replicas, -1)
     return np.where(at < size, at, -1)
+
+
+def owners(sizes: np.ndarray, workers: int) -> np.ndarray:
+    """`[n]` whose each of n files is, so that all workers have about as many examples: the
+    largest goes first, to who has the fewest so far.
+
+    Args:
+      sizes: `[n]` examples of each file.
+      workers: How many there are.
+    """
+    owner, total = np.zeros(len(sizes), int), np.zeros(workers, int)
+    for file in np.argsort(-sizes, kind="stable"):
+        owner[file] = total.argmin()
+        total[owner[file]] += sizes[file]
+    return owner
 
 
 def taken(rows: np.ndarray, at: np.ndarray) -> np.ndarray:

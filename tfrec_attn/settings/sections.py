@@ -336,6 +336,8 @@ class Train(_Section):
         `multiworker` where it names several, and else `mirrored`.
       data_service: `host:port` of a tf.data service's dispatcher, whose workers make the
         batches; by default the trainer makes them.
+      own_shards: Whether each of several workers reads shards of its own of
+        `data.prepared`, and not all of them; docs/distributed.md says what changes.
     """
 
     epochs: Positive = 60
@@ -356,6 +358,7 @@ class Train(_Section):
     seed: Seed = 0
     strategy: Literal["auto", "one", "mirrored", "multiworker"] = "auto"
     data_service: str = pydantic.Field("", pattern=r"^(\S+:\d+)?$")
+    own_shards: bool = False
 
 
 class Index(_Section):
@@ -430,5 +433,10 @@ class Config(_Section):
                 "train.data_service makes batches of tables, and data.prepared has its in "
                 f"shards: leave one of them out. Received: {train.data_service!r} and "
                 f"{self.data.prepared!r}"
+            )
+        if train.own_shards and not self.data.prepared:
+            raise ValueError(
+                "train.own_shards divides the shards of data.prepared among workers, and "
+                "there are none: name a prepared folder, or set train.own_shards=false"
             )
         return self

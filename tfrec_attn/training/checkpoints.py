@@ -168,19 +168,21 @@ class Position(tf.train.experimental.PythonState):
       history: A line for each epoch, over all stages.
       step: Steps of the epoch after them that are done.
       own: What each of several replicas has of its own, by name; see `OfReplicas`.
+      divided: Among how many workers the shards are divided; 1 where each has all.
     """
 
     def __init__(self, history: list[dict[str, Any]]):
-        self.history, self.step = history, 0
+        self.history, self.step, self.divided = history, 0, 1
         self.own: dict[str, list] = {}
 
     def serialize(self) -> str:
-        return json.dumps({"history": self.history, "step": self.step, "own": self.own})
+        names = "history", "step", "own", "divided"
+        return json.dumps({name: getattr(self, name) for name in names})
 
     def deserialize(self, text: bytes) -> None:
         found = json.loads(text)
         self.history[:], self.step = found["history"], found["step"]
-        self.own = found.get("own", {})
+        self.own, self.divided = found.get("own", {}), found.get("divided", 1)
 
 
 class States:
@@ -206,6 +208,12 @@ class States:
         """Keeps the state, by a number that grows. See `write` for what is raised."""
         write(self.checkpoint, self.folder / f"last-{number}")
         for old in self.numbers[: -self.kept]:
+            remove(self.folder / f"last-{old}")
+
+    def restart(self, number: int) -> None:
+        """Keeps the state alone, by a number that may be below those before."""
+        write(self.checkpoint, self.folder / f"last-{number}")
+        for old in set(self.numbers) - {number}:
             remove(self.folder / f"last-{old}")
 
     def restore(self) -> bool:

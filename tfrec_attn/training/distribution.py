@@ -119,10 +119,15 @@ def alone(strategy: tf.distribute.Strategy) -> bool:
     return not _is_multiworker(strategy)
 
 
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """Which of the workers this process is, the chief being 0, and how many there are."""
+    found = cluster() if _is_multiworker(strategy) else None
+    return (found.place, len(found.addresses)) if found else (0, 1)
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the run folder."""
-    found = cluster()
-    return not _is_multiworker(strategy) or found is None or found.place == 0
+    return worker(strategy)[0] == 0
 
 
 def from_chief(strategy: tf.distribute.Strategy, say: Callable[[], Any]) -> Any:
@@ -161,8 +166,7 @@ def _adder(strategy) -> Callable[[np.ndarray], np.ndarray]:
         return strategy.experimental_local_results(strategy.run(add, args=(values,)))[0]
 
     # Every replica of a worker has added its numbers.
-    found = cluster()
-    each = strategy.num_replicas_in_sync // len(found.addresses) if found else 1
+    each = strategy.num_replicas_in_sync // worker(strategy)[1]
     return lambda values: total(tf.constant(values, tf.int32)).numpy() // each
 
 
@@ -242,7 +246,12 @@ def _wait(strategy) -> None:
 
 
 def distributed(
-    strategy: tf.distribute.Strategy, make: Callable[..., tf.data.Dataset], size: int, parts
+    strategy: tf.distribute.Strategy,
+    make: Callable[..., tf.data.Dataset],
+    size: int,
+    parts: int,
+    *,
+    own: bool = False,
 ):
     """A stream of training, of which each replica has its share of every batch.
 
@@ -250,8 +259,9 @@ def distributed(
       strategy: Of the replicas.
       make: Gives a dataset of batches; of several replicas called with `at`, `[local, b]`:
         then of each batch as many elements, of these places of it; see `shares.places`.
-      size: Examples of a batch over all replicas.
+      size: Examples of a batch.
       parts: Of a batch.
+      own: Whether a worker's batches are of its replicas alone, and not of all.
     """
     replicas = strategy.num_replicas_in_sync
     if replicas == 1:
@@ -259,13 +269,14 @@ def distributed(
         off = tf.data.experimental.AutoShardPolicy.OFF
         options.experimental_distribute.auto_shard_policy = off
         return make().with_options(options)
-    every = shares.places(size, replicas=replicas, parts=parts)
     # Of a stream that might end, batches would have no static shape.
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
 
     def of_worker(context):
         local = replicas // context.num_input_pipelines
-        first = context.input_pipeline_id * local
-        return make(at=every[first : first + local]).apply(endless)
+        first = 0 if own else context.input_pipeline_id * local
+        sharing = local if own else replicas
+        at = shares.places(size, replicas=sharing, parts=parts)
+        return make(at=at[first : first + local]).apply(endless)
 
     return strategy.distribute_datasets_from_function(of_worker)

@@ -60,8 +60,9 @@ def fit(
 
     Raises:
       ValueError: When `settings.monitor` is no metric of `validate`, the examples of a
-        step do not fall into `settings.accumulate` equal parts, or none of the states can
-        be read.
+        step do not fall into `settings.accumulate` equal parts or, with
+        `settings.own_shards`, into equal batches of all workers, there are fewer shards
+        than workers, or no state can be read or gone on from.
       FloatingPointError: When a loss or a weight is not finite; names epoch and batch.
       OSError: When what is kept cannot be written, or a shard cannot be read.
       Preempted: When `preemption` asked, once the state was kept.
@@ -70,7 +71,7 @@ def fit(
     history: list[dict[str, Any]] = []
     turns = stages(settings, model.settings)
     for stage in turns:
-        _check_parts(model, _step_size(model, settings, stage))
+        _check_size(model, settings, _step_size(model, settings, stage))
     for stage, epochs in turns.items():
         keeper = Keeper(model, validate, out, settings, stage, history, preemption)
         run_stage(keeper, examples, epochs, resume=resume, monitors=monitors)
@@ -109,6 +110,10 @@ def run_stage(
         # Targets that share a window are of one user: a step learns more from as many of
         # different users.
         examples = examples.singly()
+    targets, workers = examples.n_targets, 1
+    if settings.own_shards and isinstance(examples, Shards):
+        worker, workers = distribution.worker(model.distribute_strategy)
+        examples, size = examples.own(worker, workers), size // workers
     per_epoch = batches.steps(examples, size)
     keeper.begin()
     live = model.trained_bert
@@ -126,7 +131,7 @@ def run_stage(
         model.compile(optimizer=optimizer)
         # Its variables must be there to be restored.
         model.optimizer.build(model.trainable_variables)
-    keeper.watch(per_epoch, resume)
+    keeper.watch(per_epoch, resume, divided=workers)
     if keeper.stopped or keeper.done >= epochs:
         return
     make: Callable = functools.partial(batches.training, examples)
@@ -139,8 +144,10 @@ def run_stage(
         epoch=len(keeper.history),
         step=keeper.position.step,
     )
-    stream = distribution.distributed(model.distribute_strategy, make, size, model.parts)
-    targets, watching = examples.n_targets, monitors or Monitors()
+    stream = distribution.distributed(
+        model.distribute_strategy, make, size, model.parts, own=settings.own_shards
+    )
+    watching = monitors or Monitors()
     advice = advice_of_memory(keeper.stage, tuned=live is not None)
     with advice, batches.naming(examples), keeper.preemption.waiting():
         model.fit(
@@ -166,7 +173,14 @@ def _step_size(model: Recommender, settings: Any, stage: str) -> int:
     return model.settings.ranked_targets
 
 
-def _check_parts(model: Recommender, size: int) -> None:
+def _check_size(model: Recommender, settings: Any, size: int) -> None:
+    workers = distribution.worker(model.distribute_strategy)[1]
+    if settings.own_shards and size % workers:
+        raise ValueError(
+            "With train.own_shards a step has as many examples of each worker. Received: "
+            f"{size} examples for {workers} workers: take a multiple of {workers} for "
+            "train.batch_size and for loss.ranked_targets."
+        )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if model.parts > 1 and size % (model.parts * replicas):
         raise ValueError(

@@ -71,16 +71,18 @@ class Keeper(tf_keras.callbacks.Callback):
         # Until there is a ranking the retrieval is measured alone.
         model.share.assign(float(self.stage != "retrieval" and model.settings.ranking > 0))
 
-    def watch(self, steps: int, resume: bool) -> None:
+    def watch(self, steps: int, resume: bool, divided: int = 1) -> None:
         """Takes the compiled model, and with `resume` goes on from the stage's last state,
         where there is one.
 
         Args:
           steps: Of an epoch.
           resume: Whether to go on.
+          divided: See `checkpoints.Position`.
 
         Raises:
-          ValueError: When no state can be read that is there.
+          ValueError: When no state can be read that is there, or it is within an epoch that
+            was divided otherwise.
         """
         model = self.recommender
         self.steps, self.position = steps, checkpoints.Position(self.history)
@@ -101,8 +103,10 @@ class Keeper(tf_keras.callbacks.Callback):
         if not resume:
             shutil.rmtree(self.place / self.stage, ignore_errors=True)
         self.states = checkpoints.States(everything, self.place / self.stage)
+        self.position.divided = divided
         if resume and self.states.restore():
             self._restored()
+            self._divide(divided)
             after = f"epoch {self.done}, step {self.position.step} of the next"
             logger.info("%s: going on after %s", self.stage, after)
 
@@ -122,6 +126,20 @@ class Keeper(tf_keras.callbacks.Callback):
             model.refresh()
             for variable, value in moved:
                 variable.assign(value)
+
+    def _divide(self, divided: int) -> None:
+        """Goes on with examples that may be divided otherwise."""
+        was, self.position.divided = self.position.divided, divided
+        if was == divided:
+            return
+        if self.position.step:
+            raise ValueError(
+                f"The state in {self.states.folder} is within an epoch, whose shards were "
+                f"divided among {was} worker(s) (train.own_shards). Received: {divided}. "
+                "Start as many workers as before; after an epoch there may be others."
+            )
+        # Of which an epoch may have other steps, by which states are numbered.
+        self.states.restart(self.done * self.steps)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
