@@ -96,7 +96,8 @@ class Bert(tf_keras.layers.Layer):
     def traced(self):
         """The layer as a graph, which takes half a second to make. In a lambda, as what a
         layer holds as a graph is saved with it."""
-        graph = tf.function(self, input_signature=[tf.TensorSpec([None, None], tf.int32)])
+        ids = tf.TensorSpec([None, None], tf.int32)
+        graph = tf.function(self, input_signature=[ids], autograph=False)
         return lambda ids: graph(ids)
 
     def call(self, ids, training=False, seed=None):
@@ -131,7 +132,7 @@ class Bert(tf_keras.layers.Layer):
     @functools.cached_property
     def _compiled(self):
         run = functools.partial(self._trained, kind=forward.Padded)
-        graph = tf.function(run, jit_compile=True)
+        graph = tf.function(run, jit_compile=True, autograph=False)
         return lambda *given: graph(*given)
 
 

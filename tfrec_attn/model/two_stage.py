@@ -61,7 +61,7 @@ class TwoStage(Model):
         ]
         return tf.nest.map_structure(lambda *parts: tf.concat(parts, 0), *blocks)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _encode_rows(self, rows, tokens="float32") -> ItemMatrices:
         features = self.items.rows(rows)
         vector = self.item_tower.vector(features)
@@ -156,17 +156,17 @@ class TwoStage(Model):
             training=False,
         )
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def users_at(self, profile, items, batch):
         """`encode_users` as a graph."""
         return self.encode_users(profile, items, batch)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def rank_at(self, user, pooled, tokens, mask):
         """`rank` as a graph."""
         return self.rank(user, pooled, tokens, mask)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def opinions_at(self, user, pooled, tokens, mask):
         """`opinions` as a graph."""
         return self.opinions(user, pooled, tokens, mask)

@@ -45,7 +45,9 @@ def signatures(served: Served, names: Sequence[str] = ()) -> dict[str, Any]:
             f"{', '.join(asked)}."
         )
     return {
-        name: tf.function(_shaped(function, specs)).get_concrete_function(**specs)
+        name: tf.function(_shaped(function, specs), autograph=False).get_concrete_function(
+            **specs
+        )
         for name, (function, specs) in asked.items()
         if not names or name in (DEFAULT, *names)
     }

@@ -8,6 +8,7 @@ tensorflow-text 2.20 that its build file lists under `ops_lib`.
 import argparse
 import collections
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -142,8 +143,9 @@ def _node_faults(graph, largest: int) -> Iterator[str]:
             )
 
 
+@functools.cache
 def _missing(op: str) -> str:
-    """Why the image has no such op; empty where it has."""
+    """Why the image has no such op; empty where it has. Kernels are looked for slowly."""
     if op in _PYTHON_OPS:
         return "calls back into Python"
     if op.startswith("TFText>RoundRobin"):
