@@ -16,6 +16,8 @@ import tf_keras
 from tfrec_attn import explain, explanation_page, metrics
 from tfrec_attn.explanation import Explanation, Part, spans
 from tfrec_attn.layers import AttentionWeightedCosine
+from tfrec_attn.model import stored
+from tfrec_attn.model.states import ItemMatrices
 from tfrec_attn.serve.client import Client
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "serve"))
@@ -265,7 +267,8 @@ def test_the_most_credited_tokens_carry_the_score_of_tokens_drawn_at_random(side
     tokens = lambda *shape: tf.constant(draw.normal(size=shape), tf.float32)
     masked = lambda *shape: tf.constant(draw.random(shape) < 0.9)
     state = SimpleNamespace(tokens=tokens(200, 10, 16), mask=masked(200, 10))
-    matrices = SimpleNamespace(tokens=tokens(100, 8, 16), mask=masked(100, 8))
+    items = stored.pack(tokens(100, 8, 16), "float32")
+    matrices = ItemMatrices(None, None, tf.zeros((100, 1)), items, masked(100, 8))
     scorer = AttentionWeightedCosine()
     changes = FAITHFULNESS["Changes"](scorer, 9, draw)
     changes.add(state, matrices, draw.integers(100, size=(200, 5)))

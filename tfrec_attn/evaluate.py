@@ -80,8 +80,9 @@ def weigh(model, prepared: Prepared, *, most: int | None = None) -> float:
 
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
     """Mean metrics of the rows that cost little: chance, popularity, and the model."""
-    scores = {"retrieval": ranking.of_model(model, 0)}
-    if (settings := prepared.config.index).shortlist:
+    settings = prepared.config.index
+    scores = {"retrieval": ranking.of_model(model, 0, settings.tokens)}
+    if settings.shortlist:
         both = ranking.of_model(model, settings.shortlist, settings.tokens)
         scores["retrieval + ranking"] = both
     found: dict[str, list[dict[str, np.ndarray]]] = {}

@@ -122,6 +122,10 @@ def test_within_an_epoch_there_are_as_many_workers_with_shards_of_their_own(
     assert train.main(again) == 0
     assert len(history(tmp_path)) == 2
     assert {state.stem for state in states.glob("last-*.index")} == {"last-7", "last-14"}
+    # The schedule of the learning rate is where an epoch of 7 steps ends.
+    ended = tf.train.load_checkpoint(str(states / "last-14"))
+    (count,) = (n for n in ended.get_variable_to_shape_map() if "optimizer/_iter" in n)
+    assert ended.get_tensor(count) == 14
 
 
 @pytest.mark.slow

@@ -227,6 +227,16 @@ def test_it_is_measured_and_exported_as_any(gone_on, tmp_path):
     assert incremental.base(tmp_path / "shop" / "1") == kept
 
 
+def test_among_how_many_shards_were_divided_is_said_anew(gone_on, tmp_path):
+    shutil.copytree(gone_on, tmp_path, dirs_exist_ok=True)
+    text = (tmp_path / "config.toml").read_text()
+    assert text.count("own_shards = false") == 1
+    (tmp_path / "config.toml").write_text(
+        text.replace("own_shards = false", "own_shards = true")
+    )
+    assert not incremental.settings(tmp_path, []).train.own_shards
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(base, folder, gone_on, tmp_path):
     with killing.signalled("SIGTERM", 3):
         more = "--from", base, "--prepared", folder, "--out", tmp_path

@@ -73,7 +73,7 @@ class Shards:
     """Training examples that are read as they are needed; see `examples.Examples`.
 
     Attributes:
-      shards: All of them.
+      shards: All of them, or one worker's.
       length: L, most events that one target sees.
       count: T, most targets of an example.
       positives: Labels of the positives that come with a user.

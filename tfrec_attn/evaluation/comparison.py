@@ -190,12 +190,12 @@ def model_rows(model, run: Path, asked: Fold, index, ks, k: int) -> Iterator[Row
       index: See `sections.Index`.
       ks, k: See `Fold.ask`.
     """
-    both = lambda: ranking.of_model(model, index.shortlist, index.tokens)
-    yield asked.ask("untrained", both(), ks, k)
+    score = lambda shortlist: ranking.of_model(model, shortlist, index.tokens)
+    yield asked.ask("untrained", score(index.shortlist), ks, k)
     runs.restore(model, run)
-    yield asked.ask("retrieval", ranking.of_model(model, 0), ks, k)
+    yield asked.ask("retrieval", score(0), ks, k)
     if index.shortlist:
-        yield asked.ask("retrieval + ranking", both(), ks, k)
+        yield asked.ask("retrieval + ranking", score(index.shortlist), ks, k)
 
 
 def figures(

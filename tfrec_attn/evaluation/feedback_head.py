@@ -72,7 +72,7 @@ def predict(model, prepared: InMemory, fold: str) -> tuple[np.ndarray, np.ndarra
     past = prepared.events(prepared.split.known(fold))
     asked = prepared.events(getattr(prepared.split, fold))
     queries = examples.make(past, asked, length=prepared.config.examples.history)
-    matrices = model.encode_items()
+    matrices = model.encode_items(prepared.config.index.tokens)
     found = []
     for index in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
         user = ranking.users(model, matrices, queries, index)

@@ -55,8 +55,11 @@ def settings(path: Path, overrides: Iterable[str]) -> config_lib.Config:
     """Of what `--from` names, changed by a command line."""
     kept = base(path) / "config.toml"
     data = config_lib.load(kept).data
-    # Tables by name are the same every day; what was prepared was of its day.
+    # Tables by name are the same every day; what was prepared was of its day, and how its
+    # shards were divided is said anew.
     anew = data.source or data.prepared
+    if data.prepared:
+        overrides = ["train.own_shards=false", *overrides]
     return config_lib.load(kept, overrides, without=["data"] if anew else [])
 
 

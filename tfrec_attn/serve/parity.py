@@ -91,7 +91,8 @@ def trained(
 
 def queries(model, prepared, rows, batch_size: int = 256) -> np.ndarray:
     """`[U, d]` unit vectors of users who say nothing but who they are."""
-    found = _states(model, prepared, model.encode_items(), rows, batch_size)
+    matrices = model.encode_items(prepared.config.index.tokens)
+    found = _states(model, prepared, matrices, rows, batch_size)
     return np.concatenate([state.query.numpy() for state, _, _ in found])
 
 

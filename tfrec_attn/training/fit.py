@@ -145,7 +145,7 @@ def run_stage(
         step=keeper.position.step,
     )
     stream = distribution.distributed(
-        model.distribute_strategy, make, size, model.parts, own=settings.own_shards
+        model.distribute_strategy, make, size, model.parts, own=workers > 1
     )
     watching = monitors or Monitors()
     advice = advice_of_memory(keeper.stage, tuned=live is not None)

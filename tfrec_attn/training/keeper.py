@@ -136,10 +136,13 @@ class Keeper(tf_keras.callbacks.Callback):
             raise ValueError(
                 f"The state in {self.states.folder} is within an epoch, whose shards were "
                 f"divided among {was} worker(s) (train.own_shards). Received: {divided}. "
-                "Start as many workers as before; after an epoch there may be others."
+                "Start as many workers as before, several on one machine if need be; after "
+                "an epoch there may be others."
             )
-        # Of which an epoch may have other steps, by which states are numbered.
-        self.states.restart(self.done * self.steps)
+        # Of which an epoch may have other steps, which states and the schedule go by.
+        steps = self.done * self.steps
+        optimizers.adam(self.recommender).iterations.assign(steps)
+        self.states.restart(steps)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
