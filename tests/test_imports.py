@@ -19,7 +19,8 @@ PUBLIC = [
 # From left to right, the data flow: a module imports from its own row and from those
 # before it. A folder stands for the modules in it that have no row of their own.
 ROWS = [
-    ["", "arrays", "atomic", "claims", "installed", "keras_binding", "labels", "user_keys"],
+    ["", "arrays", "atomic", "claims", "installed", "keras_binding", "labels", "paths",
+     "user_keys"],
     ["item_flags"],
     ["downloads", "origins", "assets", "backbones"],
     ["data"],

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from tfrec_attn import assets, downloads
+from tfrec_attn import assets, downloads, paths
 from tfrec_attn.origins import HUB_NAME, MINILM
 
 # What google-research/bert released: weights by their names in TensorFlow 1.
@@ -46,7 +46,8 @@ def backbone(name_or_path: str | Path) -> Path:
         raise ValueError(
             "A backbone is a folder with a BERT in it, the asset "
             f"{MINILM}, or a hub name such as google-bert/bert-base-uncased: "
-            f"got {str(name_or_path)!r}, and there is no such folder."
+            f"got {str(name_or_path)!r}, and there is no such folder"
+            f"{paths.looked_in(place)}."
         )
     return _hub_bert(str(name_or_path))
 
@@ -82,8 +83,9 @@ def _hub_bert(name):
             downloads.from_hub(name, ["tf_model.h5"])
     except (OSError, huggingface_hub.errors.HFValidationError) as error:
         raise OSError(
-            f"backbone {name!r}: there is no such folder, and the Hugging Face hub did not "
-            f"give it ({assets.reason(error)}). Check the name, or give a BERT's folder."
+            f"backbone {name!r}: the Hugging Face hub did not give it "
+            f"({assets.reason(error)}), and there is no such folder"
+            f"{paths.looked_in(Path(name))}. Check the name, or give a BERT's folder."
         ) from error
     check(config.parent)
     return config.parent

@@ -1,6 +1,7 @@
 """A run on prepared shards: what it learns, where it goes on, which folders it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,3 +180,10 @@ def test_a_folder_that_is_not_whole(tmp_path, capsys):
     assert "has no prepared.json, which tfrec_attn.prepare writes last" in (
         capsys.readouterr().err
     )
+
+
+def test_a_folder_that_is_not_there_was_looked_for_here(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments(tmp_path / "run", Path("nowhere"))) == 2
+    want = f"nowhere: no such folder in {tmp_path}. A relative path"
+    assert want in capsys.readouterr().err

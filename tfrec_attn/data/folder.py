@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from tfrec_attn import paths
 from tfrec_attn.data import examples, rejects, splits
 from tfrec_attn.data.partitions import FOLDS, Part
 from tfrec_attn.data.schema import Schema
@@ -74,6 +75,8 @@ class Folder:
           ValueError: When the folder is not complete, or of another version.
         """
         path = root / MANIFEST
+        if not root.exists():
+            raise ValueError(f"{root}: no such folder{paths.looked_in(root)}.")
         if not path.exists():
             raise ValueError(
                 f"{root} has no {MANIFEST}, which tfrec_attn.prepare writes last: name the "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
+from tfrec_attn import paths
 from tfrec_attn.data import columns, delimited, jsonlines, rejects
 from tfrec_attn.data.schema import FileFormat
 
@@ -77,15 +78,8 @@ def require(path: Path) -> None:
     Raises:
       FileNotFoundError: It is not; says where a relative path was looked for.
     """
-    if path.exists():
-        return
-    where = (
-        f" in {Path.cwd()}. A relative path, also one of a run's config.toml, is as of "
-        "where a command is begun"
-    )
-    raise FileNotFoundError(
-        f"{path}: no such file or folder{'' if path.is_absolute() else where}."
-    )
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder{paths.looked_in(path)}.")
 
 
 def kind_of(path: Path) -> str:
