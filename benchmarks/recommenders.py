@@ -60,12 +60,12 @@ def measure(run: Path) -> dict:
     past, n_items = queries.history, len(prepared.items)
     seen = metrics.item_lists(past.user, past.item, len(prepared.users))
     index = prepared.config.index
-    stages = {"retrieval": 0}
+    matrices, stages = model.encode_items(index.tokens), {"retrieval": 0}
     if index.shortlist:
         stages["retrieval + ranking"] = index.shortlist
     rows = {}
     for name, shortlist in stages.items():
-        score = ranking.of_model(model, shortlist, index.tokens)
+        score = ranking.of_model(model, matrices, shortlist)
         scores = np.zeros((len(prepared.users), n_items), np.float32)
         for asked in ranking.chunks(len(queries), ranking.LARGEST_BATCH):
             users = queries.user[asked]

@@ -32,10 +32,10 @@ def measure(run: Path) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
     size = prepared.config.index.shortlist
     found = {}
     for dtype in DTYPES:
-        kept = model.encode_items(dtype).tokens
-        row = asked.ask(dtype, ranking.of_model(model, size, dtype), (K,), K)
+        matrices = model.encode_items(dtype)
+        row = asked.ask(dtype, ranking.of_model(model, matrices, size), (K,), K)
         found[dtype] = (
-            sum(part.dtype.size * int(np.prod(part.shape)) for part in kept),
+            sum(part.dtype.size * int(np.prod(part.shape)) for part in matrices.tokens),
             asked.by_user(row)[METRIC],
             row.answers.listed,
         )

@@ -50,7 +50,7 @@ def evaluate(
     asked = comparison.fold(prepared, fold, most)
     settings = prepared.config.index
     shortlist = settings.shortlist if shortlist is None else shortlist
-    score = ranking.of_model(model, shortlist, settings.tokens)
+    score = ranking.of_model(model, model.encode_items(settings.tokens), shortlist)
     return asked.by_user(asked.ask("", score, KS))
 
 
@@ -81,9 +81,10 @@ def weigh(model, prepared: Prepared, *, most: int | None = None) -> float:
 def means(model, prepared: Prepared, fold: str) -> dict[str, dict[str, float]]:
     """Mean metrics of the rows that cost little: chance, popularity, and the model."""
     settings = prepared.config.index
-    scores = {"retrieval": ranking.of_model(model, 0, settings.tokens)}
+    matrices = model.encode_items(settings.tokens)
+    scores = {"retrieval": ranking.of_model(model, matrices, 0)}
     if settings.shortlist:
-        both = ranking.of_model(model, settings.shortlist, settings.tokens)
+        both = ranking.of_model(model, matrices, settings.shortlist)
         scores["retrieval + ranking"] = both
     found: dict[str, list[dict[str, np.ndarray]]] = {}
     for asked in comparison.folds(prepared, fold):

@@ -103,15 +103,17 @@ class Stub:
 
 def test_a_shortlist_is_ranked_ahead_of_the_rest_and_holds_nothing_known(queries):
     model = Stub(cosine=[0.1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4], logits=[9, 9, 9, 9, 9, -3, 2])
-    alone = ranking.answers(ranking.of_model(model, 0), queries, ITEMS, k=3)
-    both = ranking.answers(ranking.of_model(model, 2), queries, ITEMS, k=3)
+    matrices = model.encode_items()
+    score = lambda size: ranking.of_model(model, matrices, size)
+    alone = ranking.answers(score(0), queries, ITEMS, k=3)
+    both = ranking.answers(score(2), queries, ITEMS, k=3)
     # User 0 may be given 0, 5 and 6: the two best cosines are 5 and 6, in that order; the
     # scorer turns them round, and its high logit of 0 is not asked for.
     assert alone.listed[:2].tolist() == [[5, 6, 0]] * 2
     assert both.listed[:2].tolist() == [[6, 5, 0]] * 2
     assert (alone.rank[:2].tolist(), both.rank[:2].tolist()) == ([3, 2], [3, 1])
     # User 1: 1 and 2 tie at 9, all items together where the list is longer than they are.
-    assert ranking.answers(ranking.of_model(model, 99), queries, ITEMS).rank[2] == 5
+    assert ranking.answers(score(99), queries, ITEMS).rank[2] == 5
 
 
 def test_a_user_counts_once(fold):

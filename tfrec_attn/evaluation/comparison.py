@@ -190,12 +190,15 @@ def model_rows(model, run: Path, asked: Fold, index, ks, k: int) -> Iterator[Row
       index: See `sections.Index`.
       ks, k: See `Fold.ask`.
     """
-    score = lambda shortlist: ranking.of_model(model, shortlist, index.tokens)
-    yield asked.ask("untrained", score(index.shortlist), ks, k)
+    matrices = model.encode_items(index.tokens)
+    score = ranking.of_model(model, matrices, index.shortlist)
+    yield asked.ask("untrained", score, ks, k)
     runs.restore(model, run)
-    yield asked.ask("retrieval", score(0), ks, k)
+    matrices = model.encode_items(index.tokens)
+    yield asked.ask("retrieval", ranking.of_model(model, matrices, 0), ks, k)
     if index.shortlist:
-        yield asked.ask("retrieval + ranking", score(index.shortlist), ks, k)
+        score = ranking.of_model(model, matrices, index.shortlist)
+        yield asked.ask("retrieval + ranking", score, ks, k)
 
 
 def figures(

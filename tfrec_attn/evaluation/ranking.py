@@ -94,15 +94,14 @@ def of_baseline(scores: baselines.Scores, positive: np.ndarray) -> Score:
     return score
 
 
-def of_model(model, shortlist: int, tokens: str = "float32") -> Score:
+def of_model(model, matrices, shortlist: int) -> Score:
     """The model as it is served.
 
     Args:
       model: A `recommender.Recommender`, as its weights are now.
+      matrices: What its `encode_items` gives, with tokens as they are served.
       shortlist: Items that are re-ranked; 0 is the retrieval alone.
-      tokens: Dtype in which the items' token matrices are kept; see `stored`.
     """
-    matrices = model.encode_items(tokens)
 
     def score(queries, index, blocked):
         user = users(model, matrices, queries, index)

@@ -90,7 +90,8 @@ def _asked(run: Path, fold: str) -> tuple[np.ndarray, ...]:
     logger.info("%s: no evaluation of the %s fold, the model is asked", run, fold)
     model, prepared = runs.load(run)
     asked, index = comparison.fold(prepared, fold), prepared.config.index
-    row = asked.ask("", ranking.of_model(model, index.shortlist, index.tokens), (1,))
+    matrices = model.encode_items(index.tokens)
+    row = asked.ask("", ranking.of_model(model, matrices, index.shortlist), (1,))
     queries = asked.queries
     user, item = prepared.users.ids[queries.user], prepared.items.ids[queries.targets.item]
     return user.astype(object), item.astype(object), row.answers.rank
