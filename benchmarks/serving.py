@@ -9,8 +9,10 @@ requests one after another: a user each, k items, history as stored. The first r
 the signature itself in this process, with tensors in and NumPy out. On a machine with
 few cores the clients compete with the server: eight clients are a load test, not latency.
 
-`--batching` compares the server with itself, requests joined into batches or not, where the
-call of the model dominates: `embed_item` on one text a request, through BERT.
+`--batching` compares two servers, requests joined into batches or not, where the call of
+the model dominates: `embed_item` on one text a request, through BERT. They take turns; the
+last line is how many times the requests a second of the other the one with batches answers,
+the median of the turns with its quartiles.
 """
 
 import argparse
@@ -69,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     add("--users", type=int, default=943, help="ids 1 to this are asked (default: 943)")
     add("--k", type=int, default=10, help="items a request (default: 10)")
     add("--batching", action="store_true", help="embed_item, with batching and without")
+    add("--turns", type=int, default=5, help="of --batching (default: 5)")
     add("--parameters", type=Path, metavar="FILE", help="of batching, instead of its own")
     add("--json", type=Path, metavar="FILE", help="also write the rows there")
     return parser
@@ -83,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 2
     print(table(rows))
+    if args.batching:
+        print(gain(rows))
     if args.json:
         report = {"cpus": os.cpu_count(), "rows": [dataclasses.asdict(row) for row in rows]}
         args.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -91,8 +96,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> list[Row]:
     """The bare call first, while nothing else runs; then each protocol and load."""
-    if min(args.requests, args.users, args.k) < 1:
-        raise ValueError("--requests, --users and --k must be at least 1.")
+    if min(args.requests, args.users, args.k, args.turns) < 1:
+        raise ValueError("--requests, --users, --k and --turns must be at least 1.")
     return with_batching(args) if args.batching else protocols(args)
 
 
@@ -107,17 +112,34 @@ def protocols(args: argparse.Namespace) -> list[Row]:
 
 
 def with_batching(args: argparse.Namespace) -> list[Row]:
-    """Texts embedded over gRPC."""
-    rows = []
-    with tempfile.NamedTemporaryFile("w", suffix=".pbtxt") as file:
+    """Texts embedded over gRPC, by one client, and in turns by many."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pbtxt"))
         file.write(args.parameters.read_text("utf-8") if args.parameters else BATCHING)
         file.flush()
         batching = ["--enable_batching", f"--batching_parameters_file={file.name}"]
-        for path, flags in (("not batched", []), ("batched", batching)):
-            with server(args.model, *flags) as started:
-                for clients in CLIENTS:
-                    rows.append(load(path, started.grpc, clients, args, embed))
-    return rows
+        sides = {
+            path: stack.enter_context(server(args.model, *flags)).grpc
+            for path, flags in (("not batched", []), ("batched", batching))
+        }
+        few, many = CLIENTS
+        return [
+            load(path, target, clients, args, embed)
+            for clients in (few, *[many] * args.turns)
+            for path, target in sides.items()
+        ]
+
+
+def gain(rows: list[Row]) -> str:
+    """What batches are worth to many clients; see the head of the file."""
+    _, many = CLIENTS
+    paths = "batched", "not batched"
+    ours, other = (
+        np.array([r.per_second for r in rows if (r.path, r.clients) == (path, many)])
+        for path in paths
+    )
+    low, middle, high = np.percentile(ours / other, [25, 50, 75])
+    return f"\n{' × '.join(paths)}, {many} clients: {middle:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def bare_call(args: argparse.Namespace) -> Row:

@@ -253,7 +253,7 @@ class Loss(_Section):
       rejected: So many items of the window without a positive label, the last, join the
         shortlist; it gained nothing where it was measured (docs/results.md).
       hard_negatives: Candidates beside a ranked target, drawn from the shortlist that the
-        retrieval would hand on at this step.
+        retrieval would make of the step's items.
       easy_negatives: Of `negatives`, so many are candidates for all ranked targets.
       ranked_targets: Targets of a step, over all replicas, that train the ranking. In a
         stage of its own they are drawn one by one from all users, and are the whole step.
